@@ -1,0 +1,1 @@
+"""Everything shown: metrics, figures, HTML report, timeline, comparison. Reads run directories only."""
