@@ -1,1 +1,4 @@
-"""Everything shown: metrics, figures, HTML report, timeline, comparison. Reads run directories only."""
+"""Everything shown: metrics, figures, HTML report, timeline, comparison.
+
+Reads run directories only, never a live engine.
+"""

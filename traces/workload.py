@@ -126,9 +126,11 @@ class Workload:
 
 
 def _optional(series: pd.Series) -> list[object | None]:
-    if series.isna().all():
+    missing = series.isna()
+    if missing.all():
         return [None] * len(series)
-    return [None if v is pd.NA or v != v else v for v in series.tolist()]
+    values: list[object | None] = series.astype(object).where(~missing, None).tolist()
+    return values
 
 
 def _canonical(table: pd.DataFrame, where: object) -> pd.DataFrame:
