@@ -2,13 +2,38 @@
 
 In: :func:`load` and :func:`load_cluster`, one canonical form for every public format. Out:
 :class:`RunWriter` and :class:`RunLog`, the directory that every run leaves.
+
+Exports are lazy (:mod:`traces.lazy`): name each twice, for the type checker and for the table, and
+let none have the name of a module beside it.
 """
 
-from traces.cluster import Allocation, ClusterSpec, Links, Node
+from typing import TYPE_CHECKING
+
 from traces.errors import DataError, TandemError, UsageError
-from traces.job import Job, Request
-from traces.runlog import RunLog, RunWriter
-from traces.workload import Repair, Source, Workload
+from traces.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from traces.cluster import Allocation, ClusterSpec, Links, Node
+    from traces.job import Job, Request
+    from traces.runlog import RunLog, RunWriter
+    from traces.workload import Repair, Source, Workload
+else:
+    __getattr__ = lazy_exports(
+        __name__,
+        {
+            "Allocation": "traces.cluster",
+            "ClusterSpec": "traces.cluster",
+            "Job": "traces.job",
+            "Links": "traces.cluster",
+            "Node": "traces.cluster",
+            "Repair": "traces.workload",
+            "Request": "traces.job",
+            "RunLog": "traces.runlog",
+            "RunWriter": "traces.runlog",
+            "Source": "traces.workload",
+            "Workload": "traces.workload",
+        },
+    )
 
 __all__ = [
     "Allocation",
