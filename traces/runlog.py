@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -470,17 +471,25 @@ class RunLog:
             )
         return cls(path, record)
 
-    def table(self, name: str) -> pd.DataFrame:
-        """Read one table of :data:`TABLES` (nullable numbers as float, labels as categories)."""
+    def arrow(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read one table of :data:`TABLES`, or only some of its columns, as Arrow.
+
+        Raises :class:`DataError` when the file cannot be read or lacks a column.
+        """
         file = self.path / f"{name}.parquet"
+        wanted = [c.name for c in TABLES[name]] if columns is None else list(columns)
         try:
-            table = pq.read_table(file, memory_map=False)
+            with pq.ParquetFile(file) as parquet:
+                missing = [c for c in wanted if c not in parquet.schema_arrow.names]
+                if missing:
+                    raise DataError("column is missing", file=file, column=missing[0])
+                return parquet.read(columns=wanted)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"table {name} cannot be read: {error}", file=file) from error
-        missing = [c.name for c in TABLES[name] if c.name not in table.column_names]
-        if missing:
-            raise DataError("column is missing", file=file, column=missing[0])
-        return table.to_pandas()
+
+    def table(self, name: str) -> pd.DataFrame:
+        """Read one table of :data:`TABLES` (nullable numbers as float, labels as categories)."""
+        return self.arrow(name).to_pandas()
 
     @property
     def partial(self) -> bool:
