@@ -46,9 +46,7 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:
             return
-        what = action.metavar or action.dest
-        if action.option_strings:
-            what = action.option_strings[-1]
+        what = action.option_strings[-1] if action.option_strings else str(action.metavar)
         known = [str(choice) for choice in action.choices]
         self.error(f"unknown {what.lower()} {value!r}; {did_you_mean(str(value), known)}")
 
