@@ -68,6 +68,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="A scheduling-policy lab for GPU clusters.",
         epilog="'tandem COMMAND --help' says more. Exit codes: 0 done, 1 data, 2 usage.",
     )
+    # A command made of other commands (`tandem demo`) reaches them as args.tandem([...]): rooms do
+    # not import each other's command lines.
+    parser.set_defaults(tandem=main)
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for room in ROOMS:
