@@ -1,0 +1,65 @@
+"""The clock: SimPy's environment with a total order of simultaneous events.
+
+SimPy orders its heap by (time, priority, sequence). The driver's kinds of event are priorities,
+so that everything that happens at one instant is taken in, in a fixed order, before one decision
+is made. Events are scheduled at absolute times: adding a delay to the present would round, and
+two events meant for one instant could miss each other.
+
+Another world swaps the clock and nothing else, as SimPy's ``RealtimeEnvironment`` does: it
+overrides ``step()``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappush
+from typing import Any
+
+import simpy
+
+# Priorities; SimPy's own URGENT (0) starts processes.
+FINISH = 1
+CAPACITY = 2
+DEMAND = 3
+ARRIVAL = 4
+TIMER = 5
+DECIDE = 6
+SAMPLE = 7
+
+
+class Moment(simpy.Event):
+    """An event that happens at its scheduled instant and calls one function with itself.
+
+    ``subject`` is whatever the function needs to know. Cancelling takes the function away; the
+    empty event still passes through the heap.
+    """
+
+    def __init__(
+        self, env: Clock, call: Callable[[Moment], object] | None, subject: Any = None
+    ) -> None:
+        self.env = env
+        self.callbacks = [] if call is None else [call]  # type: ignore[list-item]
+        self._value = None
+        self._ok = True
+        self.subject = subject
+
+    def cancel(self) -> None:
+        """Let the instant pass without a call."""
+        if self.callbacks is not None:
+            self.callbacks.clear()
+
+
+class Clock(simpy.Environment):
+    """Simulated time in seconds."""
+
+    def at(
+        self,
+        time_s: float,
+        kind: int,
+        call: Callable[[Moment], object] | None = None,
+        subject: Any = None,
+    ) -> Moment:
+        """Schedule a moment at ``time_s`` (not in the past); a process may also yield it."""
+        moment = Moment(self, call, subject)
+        heappush(self._queue, (time_s, kind, next(self._eid), moment))
+        return moment

@@ -1,0 +1,189 @@
+"""The contract between policies and the two worlds.
+
+A policy is a frozen value: its parameters, and pure functions. What it must remember about a job
+it declares through :meth:`Policy.remember`; the view keeps it. A policy never knows whether the
+cluster it plans for is simulated or real.
+
+A policy in full::
+
+    class Fifo(Policy):
+        def plan(self, view):
+            draft = view.draft()
+            for job in view.waiting:
+                if not draft.start(job):
+                    break  # the head of the line blocks
+            return draft
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from policies.state import JobState
+from traces import Allocation, Job, Request
+
+if TYPE_CHECKING:
+    from policies.free import FreeGpus
+    from policies.plan import Plan
+    from policies.view import ClusterView
+
+NEVER = float("inf")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """Why a job waits (or runs), for machines (``code``, ``facts``) and for people (``text``)."""
+
+    code: str
+    text: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Base of inter-job policies: which jobs run, and on how many GPUs of which type.
+
+    A subclass is a frozen dataclass; its fields are its parameters. It must implement ``plan``
+    (and ``says``, if its name leaves anything open); the rest has defaults that suit a policy
+    which serves jobs in order of submission and never stops one.
+
+    Class attributes: ``orders_running`` (keep running jobs sorted by ``running_order``),
+    ``remembers`` (uses ``remember`` and ``changes_at``), ``needs_estimates`` (reads estimates of
+    run time), ``interval_s`` (None: event-driven; else it is asked at multiples of it only).
+    """
+
+    name: ClassVar[str] = ""
+    orders_running: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
+    needs_estimates: ClassVar[bool] = False
+
+    @property
+    def interval_s(self) -> float | None:
+        """Seconds between rounds, or None if every event asks for a decision."""
+        return None
+
+    @property
+    def estimates(self) -> str:
+        """Which estimates of run time it is given; see ``policies.estimates``."""
+        return "none"
+
+    def plan(self, view: ClusterView) -> Plan:
+        """Say what should change, given the view and nothing else."""
+        raise NotImplementedError
+
+    def order(self, job: JobState, now: float) -> Any:
+        """Key of a waiting job, smaller first; ties go by submission, then by id.
+
+        Must stay true until the job starts, or until ``changes_at``.
+        """
+        return 0.0
+
+    def running_order(self, job: JobState, now: float) -> Any:
+        """Key of a running job; comparisons between running jobs must not change while both run."""
+        return 0.0
+
+    def group(self, job: Job) -> str | None:
+        """Jobs of different groups wait in different queues (for instance: the virtual cluster)."""
+        return None
+
+    def remember(self, job: JobState, now: float, event: str) -> Any:
+        """Return the job's new memory after an event; pure.
+
+        Events: submit, start, preempt, fail, migrate, and due (``changes_at`` has come).
+        """
+        return None
+
+    def changes_at(self, job: JobState, now: float) -> float:
+        """The instant (> now) at which the job's place changes by itself; NEVER if it does not."""
+        return NEVER
+
+    def explain(self, view: ClusterView, job: JobState) -> Reason:
+        """Say why a job waits. The default knows queues and room (``policies.reasons``)."""
+        from policies.reasons import explain  # noqa: PLC0415  (reasons read the contract)
+
+        return explain(self, view, job)
+
+    def says(self) -> tuple[str, ...]:
+        """What the policy's name leaves open and its parameters settle, one sentence each."""
+        return ()
+
+    def params(self) -> dict[str, Any]:
+        """Parameters by name, for the run's record."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacementPolicy:
+    """Base of placement policies: on which GPUs.
+
+    ``by_count`` says that whether a request can be placed depends on the number of free GPUs of a
+    type alone; priority policies then need not search for victims on particular nodes.
+    """
+
+    name: ClassVar[str] = ""
+    by_count: ClassVar[bool] = False
+
+    def place(self, request: Request, free: FreeGpus) -> Allocation | None:
+        """Choose free devices for a request, or None if there are none to its liking.
+
+        ``free`` may be a hypothetical state; it must not be changed.
+        """
+        raise NotImplementedError
+
+    def says(self) -> tuple[str, ...]:
+        """What the name leaves open, one sentence each."""
+        return ()
+
+    def params(self) -> dict[str, Any]:
+        """Parameters by name, for the run's record."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+class Stint(Protocol):
+    """What a backend knows of one stay of a job on its devices, once it is over.
+
+    ``begin_s``: when progress began. ``rate``: progress per second. ``done_s``: the job's work
+    that counts so far. ``lost_s``: work thrown away by the way it ended (seconds of work).
+    """
+
+    begin_s: float
+    rate: float
+    done_s: float
+    lost_s: float
+
+
+class Listener(Protocol):
+    """What a backend may tell the driver. Nothing else of the world reaches a policy."""
+
+    def job_finished(self, rank: int, stint: Stint) -> None:
+        """A job's work is done."""
+
+    def devices_lost(self, node: int, mask: int, detail: str) -> None:
+        """GPUs in service fail or are taken away; jobs on them stop."""
+
+    def devices_returned(self, node: int, mask: int, detail: str) -> None:
+        """GPUs are back."""
+
+
+class Backend(Protocol):
+    """A world: simulated or real."""
+
+    def attach(self, listener: Listener) -> None:
+        """Name the driver that wants to hear of events; called once, before the first job."""
+
+    def start(self, job: JobState, allocation: Allocation) -> None:
+        """Run a job on devices that are free."""
+
+    def stop(self, job: JobState, *, failed: bool) -> Stint:
+        """Take a job off its devices, by decision or because they failed."""
+        ...
+
+    def move(self, job: JobState, allocation: Allocation) -> Stint:
+        """Let a running job go on on other devices; the stay on the old ones is over."""
+        ...
+
+    def quiet(self) -> bool:
+        """Whether no device will ever come back by itself (so a stuck queue stays stuck)."""
+        ...

@@ -1,0 +1,471 @@
+"""The driver: the one loop, for every world.
+
+It takes events, keeps the view, asks the policy, checks the plan, finds the transitions by
+comparing desired with current, applies them through the backend and writes the log. It has no
+branch on which backend it has, and none on a policy's name.
+
+Everything that happens at one instant is taken in before one decision is made; the order of
+kinds is that of the clock's priorities.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Collection, Generator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Protocol
+
+import simpy
+
+from policies.clock import ARRIVAL, DECIDE, SAMPLE, TIMER, Clock, Moment
+from policies.contract import Backend, PlacementPolicy, Policy, Stint
+from policies.errors import PlanError, StarvationError
+from policies.estimates import estimator
+from policies.model import Model
+from policies.plan import Plan
+from policies.state import RUNNING, WAITING, JobState
+from policies.view import LiveView
+from traces import Allocation, ClusterSpec, Workload
+from traces.runlog import END_REASONS, EVENT_CODE, OUTCOMES
+
+SUBMIT, START, PREEMPT, MIGRATE = (EVENT_CODE[k] for k in ("submit", "start", "preempt", "migrate"))
+FINISHED, FAILED, REJECTED = (EVENT_CODE[k] for k in ("finish", "fail", "reject"))
+LOST, RETURNED = EVENT_CODE["device_lost"], EVENT_CODE["device_returned"]
+END_FINISH, END_PREEMPT, END_MIGRATE, END_FAIL, END_OPEN = (
+    END_REASONS.index(r) for r in ("finish", "preempt", "migrate", "fail", "open")
+)
+IS_FINISHED, IS_RUNNING, IS_WAITING, IS_REJECTED, IS_UNSUBMITTED = range(len(OUTCOMES))
+NAN = float("nan")
+# A round-based policy that starts nothing on an idle cluster for this many rounds is stuck.
+IDLE_ROUNDS = 10_000
+
+
+class Recorder(Protocol):
+    """Where events, allocations and samples go; ``traces.RunWriter`` is one."""
+
+    def event(self, time_s: float, code: int, rank: int) -> None:
+        """Record a job event."""
+
+    def device_event(
+        self, time_s: float, code: int, node: int, mask: int, detail: str | None
+    ) -> None:
+        """Record a device event."""
+
+    def allocation(
+        self,
+        rank: int,
+        allocation: Allocation,
+        start_s: float,
+        begin_s: float,
+        end_s: float,
+        rate: float,
+        reason: int,
+    ) -> None:
+        """Record that a job held devices."""
+
+    def sample(
+        self,
+        time_s: float,
+        gpu_type: str,
+        capacity: float,
+        allocated: float,
+        fragmented: float,
+        running_jobs: int,
+        waiting_jobs: int,
+        waiting_gpus: float,
+    ) -> None:
+        """Record the state of one GPU type."""
+
+
+class Outcomes:
+    """What became of each job, one array per column of the run's jobs table, by rank."""
+
+    def __init__(self, count: int) -> None:
+        self.start_s = array("d", [NAN]) * count
+        self.finish_s = array("d", [NAN]) * count
+        self.jct_s = array("d", [NAN]) * count
+        self.queueing_s = array("d", [NAN]) * count
+        self.preemptions = array("i", [0]) * count
+        self.migrations = array("i", [0]) * count
+        self.failures = array("i", [0]) * count
+        self.service_gpu_s = array("d", [0.0]) * count
+        self.overhead_gpu_s = array("d", [0.0]) * count
+        self.lost_gpu_s = array("d", [0.0]) * count
+        self.status = array("b", [IS_UNSUBMITTED]) * count
+
+    def columns(self) -> dict[str, Any]:
+        """Return the arrays by column name."""
+        return dict(vars(self))
+
+
+@dataclass(slots=True)
+class Counts:
+    """How much happened."""
+
+    submitted: int = 0
+    finished: int = 0
+    rejected: int = 0
+    preemptions: int = 0
+    migrations: int = 0
+    failures: int = 0
+    decisions: int = 0
+    idle_rounds: int = 0
+    transitions: dict[str, int] = field(default_factory=dict)
+
+
+class Driver:
+    """Runs one workload on one backend under one policy.
+
+    ``infeasible`` are the ranks of jobs that the cluster can never hold: they are rejected on
+    arrival, and say so in the log. ``model`` is where the view's estimates of rates and costs
+    come from. ``fragmented(view)`` returns the fragmented GPUs by pool, for
+    the samples taken every ``sample_s`` seconds. ``on_progress(driver)`` is called every few
+    thousand decisions.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        workload: Workload,
+        spec: ClusterSpec,
+        policy: Policy,
+        placement: PlacementPolicy,
+        backend: Backend,
+        log: Recorder,
+        model: Model | None = None,
+        seed: int = 0,
+        infeasible: Collection[int] = (),
+        sample_s: float | None = None,
+        fragmented: Callable[[LiveView], list[float]] | None = None,
+        on_progress: Callable[[Driver], None] | None = None,
+    ) -> None:
+        self.clock = clock
+        self.workload = workload
+        self.policy = policy
+        self.view = LiveView(spec, policy, placement)
+        self.backend = backend
+        self.log = log
+        self.outcomes = Outcomes(len(workload))
+        self.counts = Counts()
+        self.complete = False
+        self._model = model or Model()
+        self._uniform = self._model.uniform
+        self._infeasible = infeasible
+        self._estimate = estimator(policy.estimates, seed)
+        self._sample_s = sample_s
+        self._fragmented = fragmented
+        self._on_progress = on_progress
+        self._jobs: dict[int, JobState] = {}
+        self._end = simpy.Event(clock)
+        self._arrived = False
+        self._deciding = False
+        self._wake_s = float("inf")
+        self._wake: Moment | None = None
+        backend.attach(self)
+
+    # The loop
+
+    def run(self, until_s: float | None = None) -> None:
+        """Run to the end of the workload, or to ``until_s``.
+
+        Raises :class:`PlanError` for an impossible plan and :class:`StarvationError` when jobs
+        wait that nothing will ever start.
+        """
+        if len(self.workload) == 0:
+            self.complete = True
+            return
+        self.clock.process(self._arrivals())
+        if self._sample_s is not None:
+            self.clock.process(self._samples(self._sample_s))
+        if until_s is not None:
+            self.clock.at(until_s, SAMPLE + 1, lambda _: self._end.succeed(False))
+        self.complete = bool(self.clock.run(until=self._end))
+
+    def _arrivals(self) -> Generator[Moment, Any, None]:
+        clock = self.clock
+        for job in self.workload.jobs():
+            if job.submit_s > clock.now:
+                yield clock.at(job.submit_s, ARRIVAL)
+            self.counts.submitted += 1
+            rank = job.rank
+            if rank in self._infeasible:
+                self.outcomes.status[rank] = IS_REJECTED
+                self.counts.rejected += 1
+                self.log.event(clock.now, SUBMIT, rank)
+                self.log.event(clock.now, REJECTED, rank)
+                continue
+            self.view.now = clock.now
+            self._jobs[rank] = self.view.submit(job, self._estimate(job))
+            self.log.event(clock.now, SUBMIT, rank)
+            if not self._deciding:
+                self._ask()
+        self._arrived = True
+        if not self._jobs:
+            self._end.succeed(True)
+
+    def _ask(self) -> None:
+        """See to it that a decision is made at this instant, or at the end of this round."""
+        self._deciding = True
+        now = self.clock.now
+        interval = self.policy.interval_s
+        if interval is not None:
+            rounds = -(-now // interval)
+            now = max(now, rounds * interval)
+        self.clock.at(now, DECIDE, self._decide)
+
+    def _decide(self, _: Moment) -> None:
+        self._deciding = False
+        view = self.view
+        view.now = self.clock.now
+        view.settle()
+        counts = self.counts
+        counts.decisions += 1
+        plan = self.policy.plan(view)
+        if plan.changes:
+            self._apply(plan)
+            counts.idle_rounds = 0
+        if self._on_progress is not None and counts.decisions & 4095 == 0:
+            self._on_progress(self)
+        if self.policy.remembers:
+            self._set_wake()
+        if self._jobs and not view.running.members:
+            self._check_stuck()
+        if self._jobs and self.policy.interval_s is not None and not self._deciding:
+            self._next_round()
+
+    def _next_round(self) -> None:
+        interval = self.policy.interval_s
+        assert interval is not None
+        self._deciding = True
+        now = self.clock.now
+        self.clock.at((now // interval + 1) * interval, DECIDE, self._decide)
+
+    def _set_wake(self) -> None:
+        """Wake up when the place of some job changes by itself."""
+        due = self.view.next_change_s()
+        if due == self._wake_s:
+            return
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        self._wake_s = due
+        if due != float("inf"):
+            self._wake = self.clock.at(due, TIMER, self._woken)
+
+    def _woken(self, _: Moment) -> None:
+        self._wake = None
+        self._wake_s = float("inf")
+        if not self._deciding:
+            self._ask()
+
+    def _check_stuck(self) -> None:
+        """Nothing runs although jobs wait: an error if nothing can ever change that."""
+        if not self._arrived or not self.backend.quiet() or self._wake_s != float("inf"):
+            return
+        if self.policy.interval_s is not None:
+            self.counts.idle_rounds += 1
+            if self.counts.idle_rounds < IDLE_ROUNDS:
+                return
+        raise StarvationError(self.policy, self.view)
+
+    # Transitions
+
+    def _apply(self, plan: Plan) -> None:
+        changes = plan.changes
+        stops = [j for j, a in changes.items() if j.phase == RUNNING and a != j.allocation]
+        moves: list[JobState] = []
+        for job in stops:
+            if changes[job] is None:
+                self._preempt(job)
+            else:
+                moves.append(job)
+        for job in moves:
+            target = changes[job]
+            assert target is not None
+            stint = self.backend.move(job, target)
+            self._leave(job, stint, END_MIGRATE)
+            self.view.release(job, stint.done_s)
+        for job, allocation in changes.items():
+            if allocation is None:
+                if job.phase != WAITING:
+                    raise PlanError(self.policy, self.view, job, "stops a job that has ended")
+                continue
+            if job.phase == WAITING:
+                self._check(job, allocation)
+                self._start(job, allocation)
+            elif job.allocation is None:
+                if job not in moves:
+                    raise PlanError(self.policy, self.view, job, "starts a job that has ended")
+                self._check(job, allocation)
+                self._move(job, allocation)
+
+    def _check(self, job: JobState, allocation: Allocation) -> None:
+        """Refuse an allocation that is not what the job asked for, or not free."""
+        request = job.request
+        if not isinstance(allocation, Allocation):
+            raise PlanError(
+                self.policy, self.view, job, f"gives it {allocation!r}, not an Allocation"
+            )
+        fault = self.view.free.missing(allocation, request)
+        if fault is None:
+            fault = self._mismatch(job, allocation)
+        if fault is not None:
+            raise PlanError(self.policy, self.view, job, fault)
+
+    def _mismatch(self, job: JobState, allocation: Allocation) -> str | None:
+        """Say how an allocation differs from what the job asked for."""
+        request = job.request
+        shares = allocation.shares
+        free = self.view.free
+        fault = None
+        if allocation.num_gpus != request.num_gpus:
+            fault = f"gives it {allocation.num_gpus} GPUs; its gang is {request.num_gpus}"
+        elif allocation.gpu_milli != request.gpu_milli:
+            fault = f"gives it {allocation.gpu_milli}/1000 of a GPU, not {request.gpu_milli}"
+        elif not shares:
+            fault = "gives it no node"
+        elif len(shares) > 1 and request.single_node:
+            fault = f"spreads it over {len(shares)} nodes; it must stay on one"
+        elif any(a >= b for (a, _), (b, _) in pairwise(shares)):
+            fault = "names its nodes out of order or twice"
+        elif len({free.pool_of[node] for node, _ in shares}) > 1:
+            fault = "mixes GPU types; this job runs on one type"
+        elif request.num_gpus and free.pool_of[shares[0][0]] not in job.shape.pools:
+            gpu_type = self.view.spec.nodes[shares[0][0]].gpu_type
+            fault = f"puts it on {gpu_type}; it may use {'/'.join(request.gpu_types)}"
+        return fault
+
+    def _start(self, job: JobState, allocation: Allocation) -> None:
+        view = self.view
+        self.backend.start(job, allocation)
+        begin_s = view.now + self._model.start_cost_s(job)
+        view.start(job, allocation, begin_s, self._rate(allocation))
+        self.log.event(view.now, START, job.rank)
+
+    def _preempt(self, job: JobState) -> None:
+        stint = self.backend.stop(job, failed=False)
+        self._leave(job, stint, END_PREEMPT)
+        self.view.stop(job, stint.done_s, "preempt")
+        self.counts.preemptions += 1
+        self.log.event(self.view.now, PREEMPT, job.rank)
+
+    def _move(self, job: JobState, allocation: Allocation) -> None:
+        view = self.view
+        begin_s = view.now + self._model.costs.migrate_s
+        view.move(job, allocation, begin_s, self._rate(allocation))
+        self.counts.migrations += 1
+        self.log.event(view.now, MIGRATE, job.rank)
+
+    def _rate(self, allocation: Allocation) -> float:
+        return 1.0 if self._uniform else self._model.rate(allocation, self.view.spec)
+
+    def _leave(self, job: JobState, stint: Stint, reason: int) -> None:
+        """Close the books on a job's stay on its devices."""
+        now = self.view.now
+        allocation = job.allocation
+        assert allocation is not None
+        since, begin = job.since_s, stint.begin_s
+        self.log.allocation(job.rank, allocation, since, begin, now, stint.rate, reason)
+        if begin != since:
+            self.outcomes.overhead_gpu_s[job.rank] += (min(begin, now) - since) * job.gpus
+        if stint.lost_s:
+            self.outcomes.lost_gpu_s[job.rank] += stint.lost_s * job.gpus
+
+    # Events of the world
+
+    def job_finished(self, rank: int, stint: Stint) -> None:
+        """A job's work is done."""
+        job = self._jobs.pop(rank)
+        view = self.view
+        view.now = now = self.clock.now
+        self._leave(job, stint, END_FINISH)
+        view.finish(job)
+        outcomes = self.outcomes
+        outcomes.finish_s[rank] = now
+        outcomes.jct_s[rank] = now - job.job.submit_s
+        outcomes.status[rank] = IS_FINISHED
+        self._record(job)
+        self.counts.finished += 1
+        self.log.event(now, FINISHED, rank)
+        if not self._jobs and self._arrived:
+            self._end.succeed(True)
+        elif not self._deciding:
+            self._ask()
+
+    def devices_lost(self, node: int, mask: int, detail: str) -> None:
+        """GPUs fail or are taken away; jobs on them stop and wait again."""
+        view = self.view
+        view.now = now = self.clock.now
+        for job in list(view.running):
+            assert job.allocation is not None
+            if any(n == node and m & mask for n, m in job.allocation.shares):
+                stint = self.backend.stop(job, failed=True)
+                self._leave(job, stint, END_FAIL)
+                view.stop(job, stint.done_s, "fail")
+                self.counts.failures += 1
+                self.log.event(now, FAILED, job.rank)
+        view.withdraw(node, mask)
+        self.log.device_event(now, LOST, node, mask, detail)
+        if not self._deciding:
+            self._ask()
+
+    def devices_returned(self, node: int, mask: int, detail: str) -> None:
+        """GPUs are back."""
+        self.view.now = now = self.clock.now
+        self.view.restore(node, mask)
+        self.log.device_event(now, RETURNED, node, mask, detail)
+        if not self._deciding:
+            self._ask()
+
+    # Books
+
+    def _record(self, job: JobState) -> None:
+        outcomes, rank = self.outcomes, job.rank
+        if job.first_start_s is not None:
+            outcomes.start_s[rank] = job.first_start_s
+        outcomes.queueing_s[rank] = job.waited_s
+        if job.preemptions or job.migrations or job.failures:
+            outcomes.preemptions[rank] = job.preemptions
+            outcomes.migrations[rank] = job.migrations
+            outcomes.failures[rank] = job.failures
+        outcomes.service_gpu_s[rank] = job.served_gpu_s
+
+    def close(self) -> None:
+        """Enter what is still open (an interrupted run, or one that was told to stop)."""
+        now = self.clock.now
+        self.view.now = now
+        for rank, job in self._jobs.items():
+            self._record(job)
+            self.outcomes.status[rank] = IS_RUNNING if job.running else IS_WAITING
+            self.outcomes.queueing_s[rank] = job.waiting_s(now)
+            self.outcomes.service_gpu_s[rank] = job.attained_gpu_s(now)
+            if job.running:
+                self._leave(job, self.backend.stop(job, failed=False), END_OPEN)
+
+    def _samples(self, every_s: float) -> Generator[Moment, Any, None]:
+        first = float(self.workload.table["submit_s"].iloc[0])
+        step = 0
+        while True:
+            yield self.clock.at(max(first + step * every_s, self.clock.now), SAMPLE)
+            self._sample()
+            step += 1
+
+    def _sample(self) -> None:
+        view = self.view
+        now = self.clock.now
+        wasted = (
+            self._fragmented(view) if self._fragmented is not None else [NAN] * len(view.free.pools)
+        )
+        for pool in view.free.pools:
+            self.log.sample(
+                now,
+                pool.gpu_type,
+                float(pool.capacity),
+                pool.capacity - pool.free - pool.share_milli / 1000,
+                wasted[pool.index],
+                len(view.running),
+                len(view.waiting),
+                view.waiting.gpus,
+            )

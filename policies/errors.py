@@ -1,0 +1,43 @@
+"""Faults of a policy, told with its name, the time and what it did."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from traces import TandemError
+
+if TYPE_CHECKING:
+    from policies.contract import Policy
+    from policies.state import JobState
+    from policies.view import ClusterView
+
+
+class PlanError(TandemError):
+    """A policy returned a plan that cannot be carried out."""
+
+    def __init__(self, policy: Policy, view: ClusterView, job: JobState, fault: str) -> None:
+        self.policy = policy
+        self.time_s = view.now
+        self.job_id = job.job_id
+        self.fault = fault
+        super().__init__(
+            f"policy {policy.name or type(policy).__name__!r} returned an impossible plan at"
+            f" {view.now:g} s: for job {job.job_id} ({job.request}) it {fault}"
+        )
+
+
+class StarvationError(TandemError):
+    """Jobs wait, nothing runs, and nothing will ever change that."""
+
+    def __init__(self, policy: Policy, view: ClusterView) -> None:
+        self.policy = policy
+        self.time_s = view.now
+        self.waiting = len(view.waiting)
+        first = view.waiting.first()
+        assert first is not None
+        reason = policy.explain(view, first)
+        super().__init__(
+            f"policy {policy.name or type(policy).__name__!r} starves {self.waiting} waiting jobs at"
+            f" {view.now:g} s: nothing runs and nothing is to come; first in its order is"
+            f" {first.job_id} ({first.request}): {reason.text}"
+        )

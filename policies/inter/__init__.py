@@ -1,0 +1,1 @@
+"""Inter-job policies: which jobs run, on how many GPUs of which type."""

@@ -1,0 +1,83 @@
+"""How fast a job goes and what its transitions cost: one model, used twice.
+
+The driver holds one instance, from which the view's estimates come; the simulated world holds
+another, which is its truth. They are equal unless a study wants a policy to be wrong.
+
+Work is counted in seconds on the GPUs a job asked for. Its rate on an allocation is the speed of
+the GPU type, times a factor where the gang spans nodes or racks (1: communication costs nothing).
+Costs are seconds during which devices are held without progress.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from policies.state import JobState
+from traces import Allocation, ClusterSpec, UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """Seconds charged every time.
+
+    ``start_s``: a first start. ``restore_s``: a start after a preemption or failure (loading a
+    checkpoint comes on top of ``start_s``). ``save_s``: after a preemption the devices are held
+    that long to save the state. ``migrate_s``: a move to other devices.
+    """
+
+    start_s: float = 0.0
+    restore_s: float = 0.0
+    save_s: float = 0.0
+    migrate_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("start_s", "restore_s", "save_s", "migrate_s"):
+            value = getattr(self, name)
+            if not 0.0 <= value < float("inf"):
+                raise UsageError(f"cost {name} is {value}; expected seconds, 0 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """Costs and rates.
+
+    ``speeds``: GPU type to speed (types not named have 1). ``across_nodes``, ``across_racks``:
+    factor on the rate of a gang that spans nodes, and one that spans racks (then both apply).
+    """
+
+    costs: Costs = field(default_factory=Costs)
+    speeds: Mapping[str, float] = field(default_factory=dict)
+    across_nodes: float = 1.0
+    across_racks: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            *((f"speed of {t}", v) for t, v in self.speeds.items()),
+            ("factor across_nodes", self.across_nodes),
+            ("factor across_racks", self.across_racks),
+        ):
+            if not 0.0 < value < float("inf"):
+                raise UsageError(f"{name} is {value}; expected a positive number")
+
+    @property
+    def uniform(self) -> bool:
+        """Whether every allocation has rate 1."""
+        return not self.speeds and self.across_nodes == self.across_racks == 1.0
+
+    def rate(self, allocation: Allocation, spec: ClusterSpec) -> float:
+        """Progress per second on an allocation."""
+        shares = allocation.shares
+        nodes = spec.nodes
+        rate = min((self.speeds.get(nodes[n].gpu_type, 1.0) for n, _ in shares), default=1.0)
+        if len(shares) > 1:
+            rate *= self.across_nodes
+            if len({nodes[n].rack for n, _ in shares}) > 1:
+                rate *= self.across_racks
+        return rate
+
+    def start_cost_s(self, job: JobState) -> float:
+        """Seconds between getting devices and making progress."""
+        if job.first_start_s is None:
+            return self.costs.start_s
+        return self.costs.start_s + self.costs.restore_s

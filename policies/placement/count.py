@@ -1,0 +1,71 @@
+"""Count only: any free GPUs will do, lowest node and lowest index first.
+
+The assumption of most published simulators: a request fits when enough GPUs of one type are
+free. Jobs that must stay on one node, shares of a GPU, and hosts with limits are still respected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from policies.contract import PlacementPolicy
+from policies.free import FreeGpus, Pool
+from traces import Allocation, Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count(PlacementPolicy):
+    """Lowest-numbered free GPUs of the first type that has enough."""
+
+    name: ClassVar[str] = "count"
+    by_count: ClassVar[bool] = True
+
+    def says(self) -> tuple[str, ...]:
+        """What the name leaves open."""
+        return ("A gang fits when enough GPUs of one type are free, on whatever nodes.",)
+
+    def place(self, request: Request, free: FreeGpus) -> Allocation | None:
+        """Take the lowest-numbered free GPUs."""
+        if (
+            request.gpu_milli != 1000
+            or request.num_gpus == 0
+            or request.single_node
+            or free.limited
+        ):
+            from policies.placement.single import place_on_one_node  # noqa: PLC0415
+
+            return place_on_one_node(request, free)
+        for pool in free.candidates(request):
+            if pool.free >= request.num_gpus:
+                return Allocation(take_lowest(pool, free, request.num_gpus))
+        return None
+
+
+def take_lowest(pool: Pool, free: FreeGpus, count: int) -> tuple[tuple[int, int], ...]:
+    """Pick the ``count`` lowest-numbered wholly free GPUs of a pool that has them."""
+    nodes = pool.nodes & ~pool.levels[0]
+    masks = free.mask
+    shares = []
+    while count:
+        low = nodes & -nodes
+        node = low.bit_length() - 1
+        mask = masks[node]
+        have = mask.bit_count()
+        if have > count:
+            mask = lowest_bits(mask, count)
+            have = count
+        shares.append((node, mask))
+        count -= have
+        nodes ^= low
+    return tuple(shares)
+
+
+def lowest_bits(mask: int, count: int) -> int:
+    """Return the ``count`` lowest set bits of a mask that has at least so many."""
+    picked = 0
+    for _ in range(count):
+        low = mask & -mask
+        picked |= low
+        mask ^= low
+    return picked

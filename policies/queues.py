@@ -1,0 +1,223 @@
+"""The jobs in the order a policy declares: waiting jobs by shape, running jobs, due instants.
+
+Jobs that ask for the same thing (a *shape*: request and group) wait in one sorted queue, because
+what does not fit one of them fits none of them at that instant. A decision therefore looks at the
+heads of a few shapes, however long the backlog is. Entries are ``(key, rank, job)``; ranks are
+unique, so jobs are never compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import heapify, heappop, heappush, heapreplace, merge
+from typing import Any
+
+from sortedcontainers import SortedList
+
+from policies.state import JobState
+from traces import Request
+
+Entry = tuple[Any, int, JobState]
+
+
+class Shape:
+    """Jobs that are alike to a placement: their request, their group, and those that wait."""
+
+    __slots__ = ("gpus", "group", "milli", "num_gpus", "pools", "request", "waiting")
+
+    def __init__(self, request: Request, group: str | None, pools: tuple[int, ...]) -> None:
+        self.request = request
+        self.group = group
+        self.num_gpus = request.num_gpus
+        self.gpus = request.gpus
+        self.milli = request.num_gpus * request.gpu_milli
+        self.pools = pools  # indices of the pools it may run in
+        self.waiting: Any = SortedList()
+
+    def __repr__(self) -> str:
+        return f"<{self.request}{'' if self.group is None else ' of ' + self.group}: {len(self.waiting)} waiting>"
+
+
+class WaitingJobs:
+    """Waiting jobs in the policy's order."""
+
+    __slots__ = ("_count", "_milli", "shapes")
+
+    def __init__(self) -> None:
+        self.shapes: list[Shape] = []  # those with somebody waiting, in order of first need
+        self._count = 0
+        self._milli = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def gpus(self) -> float:
+        """GPUs asked for by all of them (shares as fractions)."""
+        return self._milli / 1000
+
+    def __iter__(self) -> Iterator[JobState]:
+        """All waiting jobs in order."""
+        shapes = self.shapes
+        if len(shapes) == 1:
+            return (entry[2] for entry in shapes[0].waiting)
+        return (entry[2] for entry in merge(*(s.waiting for s in shapes)))
+
+    def first(self) -> JobState | None:
+        """The first job in order, or None."""
+        best: Entry | None = None
+        for shape in self.shapes:
+            entry: Entry = shape.waiting[0]
+            if best is None or entry < best:
+                best = entry
+        return None if best is None else best[2]
+
+    def walk(self) -> Walk:
+        """Iterate in order with the possibility to leave a shape out from here on."""
+        return Walk(self.shapes)
+
+    def ahead_of(self, job: JobState) -> int:
+        """How many waiting jobs come before this one."""
+        assert job.entry is not None
+        return sum(shape.waiting.bisect_left(job.entry) for shape in self.shapes)
+
+    def add(self, job: JobState, key: Any) -> None:
+        """Enter a job under its key."""
+        shape = job.shape
+        waiting = shape.waiting
+        if not waiting:
+            self.shapes.append(shape)
+        job.entry = entry = (key, job.rank, job)
+        waiting.add(entry)
+        self._count += 1
+        self._milli += shape.milli
+
+    def remove(self, job: JobState) -> None:
+        """Take a job out."""
+        shape = job.shape
+        waiting = shape.waiting
+        if waiting[0] is job.entry:
+            del waiting[0]
+        else:
+            waiting.remove(job.entry)
+        if not waiting:
+            self.shapes.remove(shape)
+        job.entry = None
+        self._count -= 1
+        self._milli -= shape.milli
+
+
+class Walk:
+    """A pass over waiting jobs in order; ``skip_shape()`` leaves out all jobs like the last one.
+
+    Draws jobs one by one from the heads of the shapes, so a pass costs what it visits.
+    """
+
+    __slots__ = ("_heap", "_last")
+
+    def __init__(self, shapes: list[Shape]) -> None:
+        self._heap: list[tuple[Entry, Shape, int]] = [(s.waiting[0], s, 0) for s in shapes]
+        heapify(self._heap)
+        self._last = False
+
+    def __iter__(self) -> Iterator[JobState]:
+        return self
+
+    def __next__(self) -> JobState:
+        heap = self._heap
+        if self._last:
+            _, shape, position = heap[0]
+            position += 1
+            if position < len(shape.waiting):
+                heapreplace(heap, (shape.waiting[position], shape, position))
+            else:
+                heappop(heap)
+            self._last = False
+        if not heap:
+            raise StopIteration
+        self._last = True
+        return heap[0][0][2]
+
+    def skip_shape(self) -> None:
+        """Leave out the shape of the job last returned."""
+        if self._last:
+            heappop(self._heap)
+            self._last = False
+
+
+class RunningJobs:
+    """Running jobs: in the order the policy declares for them, else in order of their start."""
+
+    __slots__ = ("_milli", "members", "order")
+
+    def __init__(self, *, ordered: bool) -> None:
+        self.order: Any = SortedList() if ordered else None
+        self.members: dict[int, JobState] = {}
+        self._milli = 0
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @property
+    def gpus(self) -> float:
+        """GPUs held by all of them (shares as fractions)."""
+        return self._milli / 1000
+
+    def __iter__(self) -> Iterator[JobState]:
+        """Running jobs, first in order first."""
+        if self.order is None:
+            return iter(self.members.values())
+        return (entry[2] for entry in self.order)
+
+    def __reversed__(self) -> Iterator[JobState]:
+        """Running jobs, last in order first."""
+        if self.order is None:
+            return reversed(self.members.values())
+        return (entry[2] for entry in reversed(self.order))
+
+    def add(self, job: JobState, key: Any) -> None:
+        """Enter a job under its key (ignored where no order is declared)."""
+        self.members[job.rank] = job
+        if self.order is not None:
+            job.entry = entry = (key, job.rank, job)
+            self.order.add(entry)
+        self._milli += job.shape.milli
+
+    def remove(self, job: JobState) -> None:
+        """Take a job out."""
+        del self.members[job.rank]
+        if self.order is not None:
+            self.order.remove(job.entry)
+            job.entry = None
+        self._milli -= job.shape.milli
+
+
+class DueTimes:
+    """Instants at which a job's place in the order changes by itself; stale ones are skipped."""
+
+    __slots__ = ("_heap",)
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, JobState]] = []
+
+    def set(self, job: JobState, time_s: float) -> None:
+        """Remember that ``job`` changes at ``time_s`` (infinity: never)."""
+        job.due = time_s
+        if time_s != float("inf"):
+            heappush(self._heap, (time_s, job.rank, job))
+
+    def next_s(self) -> float:
+        """The earliest instant at which some job changes, or infinity."""
+        heap = self._heap
+        while heap and heap[0][2].due != heap[0][0]:
+            heappop(heap)
+        return heap[0][0] if heap else float("inf")
+
+    def pop(self, now: float) -> Iterator[JobState]:
+        """Yield the jobs that change at or before ``now``."""
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            time_s, _, job = heappop(heap)
+            if job.due == time_s:
+                job.due = float("inf")
+                yield job

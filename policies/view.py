@@ -1,0 +1,188 @@
+"""What a policy sees: the cluster, the waiting and the running jobs, at one instant.
+
+:class:`ClusterView` is the reading side; :class:`LiveView` adds the transitions by which the
+driver (or a replay of a run log) keeps it up to date. It is never rebuilt: a transition touches
+the indices of the jobs and devices it concerns. Everything a policy remembers about a job is a
+value that the policy computes from the job's own history (``Policy.remember``), so a view is a
+function of the events so far, and so is every plan.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from policies.free import FreeGpus
+from policies.plan import Draft
+from policies.queues import DueTimes, RunningJobs, Shape, WaitingJobs
+from policies.state import DONE, RUNNING, WAITING, JobState
+from traces import Allocation, ClusterSpec, Job
+
+if TYPE_CHECKING:
+    from policies.contract import PlacementPolicy, Policy
+
+INFINITY = float("inf")
+
+
+class ClusterView:
+    """The state of the cluster as policies see it. Read, never write.
+
+    ``now``: the instant, seconds. ``spec``: the inventory. ``free``: the free devices.
+    ``waiting``, ``running``: the jobs, in the orders the policy declares. ``placement``: the
+    placement policy a draft asks. ``finished``: how many jobs have ended. ``shapes``: all shapes
+    of jobs seen so far.
+    """
+
+    def __init__(self, spec: ClusterSpec, policy: Policy, placement: PlacementPolicy) -> None:
+        self.now = 0.0
+        self.spec = spec
+        self.policy = policy
+        self.placement = placement
+        self.free = FreeGpus(spec)
+        self.waiting = WaitingJobs()
+        self.running = RunningJobs(ordered=policy.orders_running)
+        self.finished = 0
+        self._shapes: dict[tuple[int, str | None], Shape] = {}
+        self._due = DueTimes()
+        self._by_types: dict[tuple[str, ...], tuple[int, ...]] = {}
+
+    def draft(self) -> Draft:
+        """Return an empty plan to fill."""
+        return Draft(self)
+
+    def pools_of(self, gpu_types: tuple[str, ...]) -> tuple[int, ...]:
+        """Indices of the pools that a request for these types may use, in order of preference."""
+        known = self._by_types.get(gpu_types)
+        if known is None:
+            pools = self.free.pools
+            if gpu_types:
+                known = tuple(p.index for t in gpu_types for p in pools if p.gpu_type == t)
+            else:
+                known = tuple(p.index for p in pools)
+            self._by_types[gpu_types] = known
+        return known
+
+    def capacity(self) -> dict[str, int]:
+        """GPUs in service by type."""
+        return {pool.gpu_type: pool.capacity for pool in self.free.pools}
+
+    def next_change_s(self) -> float:
+        """The earliest instant at which a job's place in the order changes by itself."""
+        return self._due.next_s()
+
+
+class LiveView(ClusterView):
+    """A view with its transitions. Each takes effect at ``now``."""
+
+    def submit(self, job: Job, estimate_s: float) -> JobState:
+        """A job arrives and waits."""
+        policy = self.policy
+        group = policy.group(job)
+        key = (id(job.request), group)  # requests are interned and outlive the view
+        shape = self._shapes.get(key)
+        if shape is None:
+            shape = Shape(job.request, group, self.pools_of(job.request.gpu_types))
+            self._shapes[key] = shape
+        state = JobState(job, shape, estimate_s, self.now)
+        if policy.remembers:
+            state.memory = policy.remember(state, self.now, "submit")
+        self._wait(state)
+        return state
+
+    def start(self, job: JobState, allocation: Allocation, begin_s: float, rate: float) -> None:
+        """A waiting job gets devices; progress begins at ``begin_s`` at ``rate`` per second."""
+        now = self.now
+        self.waiting.remove(job)
+        job.waited_s += now - job.since_s
+        job.phase = RUNNING
+        job.allocation = allocation
+        job.since_s = now
+        job.begin_s = begin_s
+        job.rate = rate
+        if job.first_start_s is None:
+            job.first_start_s = now
+        self.free.take(allocation, job.request)
+        self._run(job, "start")
+
+    def stop(self, job: JobState, done_s: float, event: str) -> None:
+        """A running job loses its devices ("preempt", "fail") and waits with ``done_s`` done."""
+        self._halt(job, done_s)
+        if event == "preempt":
+            job.preemptions += 1
+        else:
+            job.failures += 1
+        job.phase = WAITING
+        if self.policy.remembers:
+            job.memory = self.policy.remember(job, self.now, event)
+        self._wait(job)
+
+    def move(self, job: JobState, allocation: Allocation, begin_s: float, rate: float) -> None:
+        """A running job that was released from its devices goes on on others at ``begin_s``."""
+        job.migrations += 1
+        job.allocation = allocation
+        job.begin_s = begin_s
+        job.rate = rate
+        self.free.take(allocation, job.request)
+        self._run(job, "migrate")
+
+    def release(self, job: JobState, done_s: float) -> None:
+        """A running job gives its devices back and is about to move, with ``done_s`` done."""
+        self._halt(job, done_s)
+
+    def finish(self, job: JobState) -> None:
+        """A running job ends."""
+        self._halt(job, job.estimate_s)
+        job.phase = DONE
+        job.due = INFINITY
+        self.finished += 1
+
+    def withdraw(self, node: int, mask: int) -> None:
+        """Free GPUs leave service."""
+        self.free.withdraw(node, mask)
+
+    def restore(self, node: int, mask: int) -> None:
+        """GPUs come back into service."""
+        self.free.restore(node, mask)
+
+    def settle(self) -> bool:
+        """Re-enter jobs whose place in the order changes by now; true if there were any."""
+        any_due = False
+        for job in self._due.pop(self.now):
+            any_due = True
+            if job.phase == WAITING:
+                self.waiting.remove(job)
+            elif job.phase == RUNNING:
+                self.running.remove(job)
+            else:
+                continue
+            job.memory = self.policy.remember(job, self.now, "due")
+            if job.phase == WAITING:
+                self._wait(job)
+            else:
+                self._run(job, None)
+        return any_due
+
+    def _wait(self, job: JobState) -> None:
+        policy, now = self.policy, self.now
+        self.waiting.add(job, policy.order(job, now))
+        if policy.remembers:
+            self._due.set(job, policy.changes_at(job, now))
+
+    def _run(self, job: JobState, event: str | None) -> None:
+        policy, now = self.policy, self.now
+        if policy.remembers and event is not None:
+            job.memory = policy.remember(job, now, event)
+        self.running.add(job, policy.running_order(job, now) if policy.orders_running else None)
+        if policy.remembers:
+            self._due.set(job, policy.changes_at(job, now))
+
+    def _halt(self, job: JobState, done_s: float) -> None:
+        now = self.now
+        self.running.remove(job)
+        held = now - job.since_s
+        job.executed_s += held
+        job.served_gpu_s += held * job.gpus
+        job.since_s = now
+        job.done_s = done_s
+        assert job.allocation is not None
+        self.free.give(job.allocation, job.request)
+        job.allocation = None

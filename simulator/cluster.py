@@ -1,0 +1,149 @@
+"""The modelled world: jobs progress as piecewise-linear functions of simulated time.
+
+A running job has a rate; its completion is one event, computed exactly, not approached in ticks.
+Costs of starting, restoring, saving and migrating hold the devices without progress, every time.
+What a job loses when it stops depends on the checkpoint model. Truth lives here: the driver's view
+has estimates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from policies.clock import FINISH, Clock, Moment
+from policies.contract import Listener
+from policies.model import Model
+from policies.state import JobState
+from traces import Allocation, ClusterSpec, UsageError
+from traces.cluster import gpus_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoints:
+    """What survives when a job stops.
+
+    ``every_s``: periodic checkpoints after that much progress (seconds of work, counted from the
+    job's start of work); None: none. ``on_preempt``: a preempted job saves its state first and
+    loses nothing; otherwise it falls back to its last periodic checkpoint, as after a failure.
+    """
+
+    every_s: float | None = None
+    on_preempt: bool = True
+
+    def __post_init__(self) -> None:
+        if self.every_s is not None and not 0.0 < self.every_s < float("inf"):
+            raise UsageError(f"checkpoint interval is {self.every_s}; expected seconds above 0")
+
+    def kept_s(self, done_s: float) -> float:
+        """Work that survives without warning, of ``done_s`` done."""
+        if self.every_s is None:
+            return 0.0
+        return done_s // self.every_s * self.every_s
+
+
+class SimulatedStint:
+    """One stay of a job on its devices (see ``policies.contract.Stint``)."""
+
+    __slots__ = ("begin_s", "done_s", "lost_s", "moment", "rank", "rate")
+
+    def __init__(self, rank: int, done_s: float, begin_s: float, rate: float) -> None:
+        self.rank = rank
+        self.done_s = done_s
+        self.begin_s = begin_s
+        self.rate = rate
+        self.lost_s = 0.0
+        self.moment: Moment | None = None
+
+
+class SimulatedCluster:
+    """A backend in simulated time. ``model`` is the truth about rates and costs."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        spec: ClusterSpec,
+        model: Model | None = None,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
+        self.clock = clock
+        self.spec = spec
+        self.model = model or Model()
+        self.checkpoints = checkpoints or Checkpoints()
+        self._uniform = self.model.uniform
+        self._stints: dict[int, SimulatedStint] = {}
+        self._done: dict[int, float] = {}  # work done by jobs that wait again
+        self._saving: dict[tuple[int, int], float] = {}  # GPU -> when it has saved the last job
+        self._listener: Listener | None = None
+        self.returning = 0  # devices that are out of service and will come back
+
+    def attach(self, listener: Listener) -> None:
+        """Name the driver."""
+        self._listener = listener
+
+    def start(self, job: JobState, allocation: Allocation) -> None:
+        """Run a job on devices that are free."""
+        self._begin(job, allocation, self._done.pop(job.rank, 0.0), self.model.start_cost_s(job))
+
+    def stop(self, job: JobState, *, failed: bool) -> SimulatedStint:
+        """Take a job off its devices; what it keeps is up to the checkpoint model."""
+        stint = self._close(job)
+        if failed or not self.checkpoints.on_preempt:
+            kept = self.checkpoints.kept_s(stint.done_s)
+            stint.lost_s = stint.done_s - kept
+            stint.done_s = kept
+        save_s = self.model.costs.save_s
+        if save_s and not failed and job.allocation is not None:
+            for node, mask in job.allocation.shares:
+                for gpu in gpus_of(mask):
+                    self._saving[node, gpu] = self.clock.now + save_s
+        self._done[job.rank] = stint.done_s
+        return stint
+
+    def move(self, job: JobState, allocation: Allocation) -> SimulatedStint:
+        """Let a running job go on on other devices."""
+        stint = self._close(job)
+        self._begin(job, allocation, stint.done_s, self.model.costs.migrate_s)
+        return stint
+
+    def quiet(self) -> bool:
+        """Whether no device will come back."""
+        return self.returning == 0
+
+    def _begin(self, job: JobState, allocation: Allocation, done_s: float, cost_s: float) -> None:
+        now = self.clock.now
+        ready_s = now
+        if self._saving:
+            ready_s = self._ready_s(allocation)
+        begin_s = ready_s + cost_s
+        rate = 1.0 if self._uniform else self.model.rate(allocation, self.spec)
+        stint = SimulatedStint(job.rank, done_s, begin_s, rate)
+        self._stints[job.rank] = stint
+        finish_s = begin_s + (job.job.duration_s - done_s) / rate
+        stint.moment = self.clock.at(finish_s, FINISH, self._finish, stint)
+
+    def _ready_s(self, allocation: Allocation) -> float:
+        """When the last of these devices has saved what ran there before."""
+        now = self.clock.now
+        ready_s = now
+        for node, mask in allocation.shares:
+            for gpu in gpus_of(mask):
+                until = self._saving.get((node, gpu), now)
+                if until <= now:
+                    self._saving.pop((node, gpu), None)
+                ready_s = max(ready_s, until)
+        return ready_s
+
+    def _close(self, job: JobState) -> SimulatedStint:
+        stint = self._stints.pop(job.rank)
+        assert stint.moment is not None
+        stint.moment.cancel()
+        now = self.clock.now
+        if now > stint.begin_s:
+            stint.done_s += (now - stint.begin_s) * stint.rate
+        return stint
+
+    def _finish(self, moment: Moment) -> None:
+        stint: SimulatedStint = moment.subject
+        del self._stints[stint.rank]
+        assert self._listener is not None
+        self._listener.job_finished(stint.rank, stint)
