@@ -15,6 +15,7 @@ from traces.lazy import lazy_exports
 if TYPE_CHECKING:
     from traces.cluster import Allocation, ClusterSpec, Links, Node
     from traces.job import Job, Request
+    from traces.loading import load, load_cluster
     from traces.runlog import RunLog, RunWriter
     from traces.workload import Repair, Source, Workload
 else:
@@ -26,6 +27,8 @@ else:
             "Job": "traces.job",
             "Links": "traces.cluster",
             "Node": "traces.cluster",
+            "load": "traces.loading",
+            "load_cluster": "traces.loading",
             "Repair": "traces.workload",
             "Request": "traces.job",
             "RunLog": "traces.runlog",
@@ -50,4 +53,6 @@ __all__ = [
     "TandemError",
     "UsageError",
     "Workload",
+    "load",
+    "load_cluster",
 ]

@@ -38,17 +38,23 @@ class Table:
     ``frame`` holds the cells as strings (position 0, 1, 2, ...); ``lines`` the 1-based line of the
     file on which each row begins. ``header=None`` takes the names from the first line; a sequence
     says that the file has none and what its columns are (rows must have exactly that many cells).
+    ``may_lack`` cells may be missing at the end of a row; they are empty then.
     Raises :class:`DataError` for rows of the wrong width, an unclosed quote, no rows at all,
     and for column names that are missing or twice there.
     """
 
     def __init__(
-        self, raw: Raw, *, delimiter: str = ",", header: Sequence[str] | None = None
+        self,
+        raw: Raw,
+        *,
+        delimiter: str = ",",
+        header: Sequence[str] | None = None,
+        may_lack: int = 0,
     ) -> None:
         self.raw = raw
         self.path = raw.path
         self.repairs: list[Repair] = []
-        cells = _cells(raw, delimiter)
+        cells = _cells(raw, delimiter, may_lack)
         first = 0
         if header is None:
             names = [str(c).strip() for c in cells.iloc[0]]
@@ -74,6 +80,25 @@ class Table:
         self.lines = lines[keep]
         if not len(self.frame):
             raise DataError("no rows", file=self.path, expected="at least one job")
+
+    @classmethod
+    def of(cls, raw: Raw, frame: pd.DataFrame) -> Table:
+        """Make a table of typed columns (a Parquet file's); null cells become empty ones.
+
+        ``lines`` then counts rows from 1. Raises :class:`DataError` for a file without rows.
+        """
+        table = cls.__new__(cls)
+        table.raw, table.path, table.repairs = raw, raw.path, []
+        frame = frame.reset_index(drop=True)
+        frame.columns = pd.Index([str(c) for c in frame.columns])
+        if not len(frame):
+            raise DataError("no rows", file=raw.path, expected="at least one job")
+        twice = frame.columns[frame.columns.duplicated()]
+        if len(twice):
+            raise DataError("two columns of one name", file=raw.path, column=str(twice[0]))
+        table.frame = pd.DataFrame({c: _as_cells(frame[c]) for c in frame.columns})
+        table.lines = np.arange(1, len(frame) + 1, dtype=np.int64)
+        return table
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -123,6 +148,10 @@ class Table:
             raise DataError(
                 f"no job is left once rows are set aside: {self.repairs[-1].rule}", file=self.path
             )
+
+    def drop_missing(self, column: str, rule: str) -> None:
+        """Set aside the rows whose cell of this column is missing."""
+        self.set_aside(self.text(column).isna(), rule)
 
     def note(self, changed: Any, rule: str) -> None:
         """Record in :attr:`repairs` that these rows were changed."""
@@ -239,7 +268,17 @@ def iso(epoch_s: float, offset: str | None = None) -> str:
     return str(stamp.isoformat())
 
 
-def _cells(raw: Raw, delimiter: str) -> pd.DataFrame:
+def _as_cells(values: pd.Series) -> pd.Series:
+    """Write typed values as the texts a CSV file would have; floats keep all their digits."""
+    null = values.isna()
+    if pd.api.types.is_float_dtype(values.dtype):
+        cells = values.map(lambda v: repr(float(v)), na_action="ignore")
+    else:
+        cells = values.map(str, na_action="ignore")
+    return cells.astype("string").mask(null).fillna("").astype(str)
+
+
+def _cells(raw: Raw, delimiter: str, may_lack: int) -> pd.DataFrame:
     whole = raw.text()
     text = whole.strip("\n") + "\n"
     before = len(whole) - len(whole.lstrip("\n"))
@@ -257,7 +296,7 @@ def _cells(raw: Raw, delimiter: str) -> pd.DataFrame:
         raise _parse_error(raw, str(error), before) from error
     cells = cells.fillna("")
     cells.attrs["first_line"] = 1 + before
-    _refuse_short_rows(raw, text, delimiter, cells)
+    _refuse_short_rows(raw, text, delimiter, cells, may_lack)
     return cells
 
 
@@ -281,7 +320,9 @@ def _parse_error(raw: Raw, message: str, before: int) -> DataError:
     return DataError(f"not a table: {message.strip()}", file=raw.path, expected="CSV")
 
 
-def _refuse_short_rows(raw: Raw, text: str, delimiter: str, cells: pd.DataFrame) -> None:
+def _refuse_short_rows(
+    raw: Raw, text: str, delimiter: str, cells: pd.DataFrame, may_lack: int
+) -> None:
     """Pandas pads short rows; a cut line must not become a job with unknown fields."""
     rows, width = cells.shape
     first = int(cells.attrs["first_line"])
@@ -293,7 +334,7 @@ def _refuse_short_rows(raw: Raw, text: str, delimiter: str, cells: pd.DataFrame)
     try:
         before = 0
         for row in reader:
-            if row and len(row) < width:
+            if row and len(row) < width - may_lack:
                 raise DataError(
                     f"{len(row)} cells in the row",
                     file=raw.path,
