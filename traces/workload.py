@@ -66,12 +66,15 @@ class Workload:
 
     ``table`` is the canonical table in that order (row position is ``Job.rank``). Missing optional
     columns are filled with their defaults; a table without ``job_id`` gets ids by submission, then
-    by content. Raises :class:`DataError` for what is not a canonical job table.
+    by content. ``rows_out_of_order`` counts the rows that came with an earlier submission than the
+    row before them. Raises :class:`DataError` for what is not a canonical job table.
     """
 
     def __init__(self, table: pd.DataFrame, source: Source | None = None) -> None:
         self.source = source or Source()
-        self.table = _ordered(_canonical(table, self.source.path or None))
+        canonical = _canonical(table, self.source.path or None)
+        self.rows_out_of_order = int((np.diff(canonical["submit_s"].to_numpy()) < 0).sum())
+        self.table = _ordered(canonical)
         self.requests, self.request_of = _intern(self.table)
 
     def __len__(self) -> int:
