@@ -2,16 +2,45 @@
 
 ``inter/``: which jobs run, on how many GPUs of which type. ``placement/``: on which GPUs.
 ``intra/``: how a job's logical workers sit on its GPUs.
+
+Exports are lazy (:mod:`traces.lazy`): name each twice, for the type checker and for the table.
 """
 
-from policies.clock import Clock
-from policies.contract import Backend, Listener, PlacementPolicy, Policy, Reason, Stint
-from policies.driver import Driver
-from policies.errors import PlanError, StarvationError
-from policies.plan import Draft, Plan
-from policies.registry import make_placement, make_policy
-from policies.state import JobState
-from policies.view import ClusterView
+from typing import TYPE_CHECKING
+
+from traces.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from policies.clock import Clock
+    from policies.contract import Backend, Listener, PlacementPolicy, Policy, Reason, Stint
+    from policies.driver import Driver
+    from policies.errors import PlanError, StarvationError
+    from policies.plan import Draft, Plan
+    from policies.registry import make_placement, make_policy
+    from policies.state import JobState
+    from policies.view import ClusterView
+else:
+    __getattr__ = lazy_exports(
+        __name__,
+        {
+            "Backend": "policies.contract",
+            "Clock": "policies.clock",
+            "ClusterView": "policies.view",
+            "Draft": "policies.plan",
+            "Driver": "policies.driver",
+            "JobState": "policies.state",
+            "Listener": "policies.contract",
+            "PlacementPolicy": "policies.contract",
+            "Plan": "policies.plan",
+            "PlanError": "policies.errors",
+            "Policy": "policies.contract",
+            "Reason": "policies.contract",
+            "StarvationError": "policies.errors",
+            "Stint": "policies.contract",
+            "make_placement": "policies.registry",
+            "make_policy": "policies.registry",
+        },
+    )
 
 __all__ = [
     "Backend",
