@@ -123,6 +123,9 @@ def _run(argv: Sequence[str] | None) -> int:
         if args.command is None:
             parser.print_help(sys.stderr)
             return UsageError.exit_code
+        if not hasattr(args, "run"):
+            group = f"tandem {args.command}"
+            raise UsageError(f"{group} needs a command of its own (see '{group} --help')")
         code: int = args.run(args)
         return code
     finally:

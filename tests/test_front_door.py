@@ -96,6 +96,7 @@ def parser_with(handler: Callable[[argparse.Namespace], int]) -> Callable[[], ta
         run.add_argument("trace", nargs="?")
         run.set_defaults(run=handler)
         commands.add_parser("replay").set_defaults(run=handler)
+        commands.add_parser("traces").add_subparsers(metavar="COMMAND").add_parser("info")
         return parser
 
     return build
@@ -152,6 +153,8 @@ def test_what_happens_becomes_one_line_and_a_code(
         (["run", "--polcy=fifo"], "unknown option --polcy; did you mean '--policy'?"),
         (["run", "--policy", "tiresais"], "unknown --policy 'tiresais'; did you mean 'tiresias'?"),
         (["run", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
+        (["traces"], "tandem traces needs a command of its own (see 'tandem traces --help')"),
+        (["traces", "inof"], "unknown command 'inof'; did you mean 'info'?"),
         (["run", "--seed"], "argument --seed: expected one argument"),
         (["run", "a", "b"], "unrecognized arguments: b"),
         (["run", "--pol", "fifo"], "unknown option --pol; did you mean '--policy'"),
