@@ -65,9 +65,10 @@ class Workload:
     """Jobs in the total order (``submit_s``, ``job_id`` in natural order).
 
     ``table`` is the canonical table in that order (row position is ``Job.rank``). Missing optional
-    columns are filled with their defaults; a table without ``job_id`` gets ids by submission, then
-    by content. ``rows_out_of_order`` counts the rows that came with an earlier submission than the
-    row before them. Raises :class:`DataError` for what is not a canonical job table.
+    columns, and null cells of those that have one, are filled with their defaults; a table
+    without ``job_id`` gets ids by submission, then by content. ``rows_out_of_order`` counts the
+    rows that came with an earlier submission than the row before them. Raises
+    :class:`DataError` for what is not a canonical job table.
     """
 
     def __init__(self, table: pd.DataFrame, source: Source | None = None) -> None:
@@ -150,6 +151,10 @@ def _canonical(table: pd.DataFrame, where: object) -> pd.DataFrame:
     for column in JOB_COLUMNS:
         if column.name in table.columns:
             series = table[column.name]
+            if column.name in JOB_DEFAULTS and series.isna().any():
+                # Before the type: a missing truth value would become True.
+                default = JOB_DEFAULTS[column.name]
+                series = series.astype(object).where(series.notna(), default)
         elif column.name == "job_id":
             continue
         elif column.name in JOB_DEFAULTS:
