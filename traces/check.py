@@ -354,7 +354,8 @@ def _demand(workload: Workload) -> Iterator[Finding]:
         span = span_s(workload)
         first = float(workload.table["submit_s"].iloc[0])
         mean = f", {demand.mean(first, first + span) / 1000:.1f} on average" if span > 0 else ""
-        text = f"{demand.peak / 1000:g} GPUs at once at {_seconds(demand.peak_s)} if nobody waited{mean}"
+        peak = f"{demand.peak / 1000:g} GPUs at once at {_seconds(demand.peak_s)}"
+        text = f"{peak} if nobody waited{mean}"
         yield Finding(severity="note", code="peak", count=len(workload), text=text)
 
 

@@ -325,6 +325,7 @@ def _jobs(
     tags: pd.DataFrame | None,
     by_spec: bool,
 ) -> pd.DataFrame:
+    table.choice("status", _STATUSES, missing="unknown")  # a bad label counts on any row
     _, _, kept = _last_rows(table, ("job_name",), "job")
     table.frame = table.frame.loc[kept].reset_index(drop=True)
     table.lines = table.lines[kept]
