@@ -32,17 +32,45 @@ class Overlay(dict[int, Any]):
         return self.base[key]
 
 
-class Pool:
-    """Free whole GPUs of one type. ``levels[k]``: bit set of nodes with exactly k free."""
+def flat(values: Any) -> list[Any]:
+    """Return a per-node list of a live index or of a fork (the list itself if it is live)."""
+    if not isinstance(values, Overlay):
+        listed: list[Any] = values
+        return listed
+    copied = list(flat(values.base))
+    for node, value in values.items():
+        copied[node] = value
+    return copied
 
-    __slots__ = ("capacity", "free", "gpu_type", "index", "levels", "nodes", "share_milli", "width")
+
+class Pool:
+    """Free GPUs of one type. ``levels[k]``: bit set of nodes with exactly k wholly free.
+
+    ``width`` is the size of its largest node, ``uniform`` says that all are of that size, and
+    ``sharing`` is the bit set of nodes with a GPU that fractional jobs share.
+    """
+
+    __slots__ = (
+        "capacity",
+        "free",
+        "gpu_type",
+        "index",
+        "levels",
+        "nodes",
+        "share_milli",
+        "sharing",
+        "uniform",
+        "width",
+    )
 
     def __init__(self, index: int, gpu_type: str, width: int) -> None:
         self.index = index
         self.gpu_type = gpu_type
         self.width = width
         self.levels = [0] * (width + 1)
+        self.uniform = True
         self.nodes = 0  # bit set of all nodes of the pool
+        self.sharing = 0
         self.free = 0  # wholly free GPUs
         self.share_milli = 0  # free thousandths on GPUs that are shared already
         self.capacity = 0  # GPUs in service
@@ -53,6 +81,8 @@ class Pool:
         other.index = self.index
         other.gpu_type = self.gpu_type
         other.width = self.width
+        other.uniform = self.uniform
+        other.sharing = self.sharing
         other.levels = self.levels.copy()
         other.nodes = self.nodes
         other.free = self.free
@@ -75,13 +105,15 @@ class FreeGpus:
 
     ``mask[node]`` is the mask of wholly free GPUs; ``shared[node]`` maps GPU index to the free
     thousandths (0 to 999) of GPUs that hold fractional jobs; ``cpu_milli[node]`` and
-    ``memory_mib[node]`` are what is left, or None where the inventory states no limit.
+    ``memory_mib[node]`` are what is left, or None where the inventory states no limit. ``down`` is
+    the bit set of machines that are out of service altogether, CPUs and all.
     """
 
     __slots__ = (
         "_own",
         "bits",
         "cpu_milli",
+        "down",
         "limited",
         "mask",
         "memory_mib",
@@ -105,6 +137,7 @@ class FreeGpus:
         self.cpu_milli: Any = [n.cpu_milli for n in spec.nodes]
         self.memory_mib: Any = [n.memory_mib for n in spec.nodes]
         self.limited = any(n.cpu_milli is not None or n.memory_mib is not None for n in spec.nodes)
+        self.down = 0
         self._own: set[int] | None = None
         for node, machine in enumerate(spec.nodes):
             if machine.num_gpus:
@@ -112,6 +145,7 @@ class FreeGpus:
                 pool.nodes |= self.bits[node]
                 pool.levels[0] |= self.bits[node]
                 pool.capacity += machine.num_gpus
+                pool.uniform = pool.uniform and machine.num_gpus == pool.width
                 self._put(node, (1 << machine.num_gpus) - 1)
 
     def fork(self) -> FreeGpus:
@@ -126,6 +160,7 @@ class FreeGpus:
         other.cpu_milli = Overlay(self.cpu_milli)
         other.memory_mib = Overlay(self.memory_mib)
         other.limited = self.limited
+        other.down = self.down
         other._own = set()
         return other
 
@@ -169,6 +204,8 @@ class FreeGpus:
         for node, mask in allocation.shares:
             if not 0 <= node < len(nodes):
                 return f"there is no node with index {node}"
+            if self.down >> node & 1:
+                return f"node {nodes[node].name} is out of service"
             if allocation.gpu_milli == WHOLE:
                 held = mask & ~self.mask[node]
                 if held:
@@ -200,19 +237,27 @@ class FreeGpus:
         return free
 
     def hosts(self, node: int, cpu_milli: int, memory_mib: int) -> bool:
-        """Whether a node has that much CPU and memory left (true where it states no limit)."""
+        """Whether a node is up and has that much CPU and memory left (or states no limit)."""
+        if self.down >> node & 1:
+            return False
         cpu, memory = self.cpu_milli[node], self.memory_mib[node]
         return (cpu is None or cpu >= cpu_milli) and (memory is None or memory >= memory_mib)
 
-    def withdraw(self, node: int, mask: int) -> None:
-        """Take free GPUs out of service (they failed, or are wanted elsewhere)."""
-        self._writable(node).capacity -= mask.bit_count()
-        self._remove(node, mask)
+    def withdraw(self, node: int, mask: int, *, host: bool = False) -> None:
+        """Take free GPUs out of service; with ``host`` the machine is gone for CPU jobs too."""
+        if host:
+            self.down |= self.bits[node]
+        if mask:
+            self._writable(node).capacity -= mask.bit_count()
+            self._remove(node, mask)
 
-    def restore(self, node: int, mask: int) -> None:
-        """Bring withdrawn GPUs back into service."""
-        self._writable(node).capacity += mask.bit_count()
-        self._put(node, mask)
+    def restore(self, node: int, mask: int, *, host: bool = False) -> None:
+        """Bring withdrawn GPUs back into service, and the machine where it was gone."""
+        if host:
+            self.down &= ~self.bits[node]
+        if mask:
+            self._writable(node).capacity += mask.bit_count()
+            self._put(node, mask)
 
     def _writable(self, node: int) -> Pool:
         index = self.pool_of[node]
@@ -260,6 +305,10 @@ class FreeGpus:
             pool.share_milli += after
             shares[gpu] = after
         self.shared[node] = shares
+        if shares:
+            pool.sharing |= self.bits[node]
+        else:
+            pool.sharing &= ~self.bits[node]
 
     def _charge(self, allocation: Allocation, request: Request, sign: int) -> None:
         for node, cpu, memory in _host_shares(allocation, request):
