@@ -1,0 +1,339 @@
+"""Comparison of runs: differences against the first, with bootstrap confidence intervals.
+
+Two kinds of chance can stand behind a difference, and each has its own interval:
+
+* **Seeds.** Runs that share everything but the seed are one group; their metrics are averaged.
+  Between two groups the seeds are drawn again with replacement (in pairs where both groups have
+  the same seeds), and the interval holds for every metric.
+* **Jobs.** Between two single runs of the same workload, jobs are paired and drawn again in moving
+  blocks over submission order (Kuensch 1989), because neighbours wait in the same queue. Blocks
+  are ceil(sqrt(n)) jobs long: longer than the n^(1/3) of short memory, since congestion lasts.
+  This answers "would another stretch of such jobs say the same", for metrics that are means or
+  quantiles over jobs. Makespan, ratios and counts belong to the run as a whole and get none.
+
+Intervals are percentile intervals, and the random numbers are seeded: the same runs give the same
+table. Leaves out: corrections for looking at many metrics at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reports.definitions import definition
+from reports.fairness import slowdowns
+from reports.metrics import BOUND_S, Number, metrics_of
+from reports.series import series
+from reports.tables import Jobs, RunTables, read
+from traces.errors import UsageError
+from traces.runlog import RunLog
+
+Floats = NDArray[np.float64]
+
+_QUANTILES = {"median": 0.5, "p50": 0.5, "p90": 0.9, "p99": 0.99}
+_MOST_RESAMPLES, _FEWEST_RESAMPLES, _WORK = 1_000, 100, 20_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One metric of one run (or group of seeds) against the baseline's.
+
+    ``value`` and ``difference`` are None where a run has no such metric; ``low`` and ``high``
+    bound the difference, or are None where no interval can be given.
+    """
+
+    value: float | None
+    difference: float | None
+    relative: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """All metrics of several runs or groups of seeds against the first of them.
+
+    ``labels[0]`` is the baseline; ``rows[metric][i]`` is the difference of ``labels[i]``.
+    ``methods[i]`` says where the intervals of ``labels[i]`` come from, or why there are none.
+    """
+
+    labels: tuple[str, ...]
+    rows: dict[str, tuple[Difference, ...]]
+    methods: tuple[str, ...]
+    confidence: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the comparison as plain values, for JSON."""
+        return {
+            "baseline": self.labels[0],
+            "confidence": self.confidence,
+            "runs": [
+                {
+                    "label": label,
+                    "interval": method,
+                    "metrics": {
+                        name: {
+                            "unit": definition(name).unit,
+                            "value": row[i].value,
+                            "difference": row[i].difference,
+                            "relative": row[i].relative,
+                            "low": row[i].low,
+                            "high": row[i].high,
+                        }
+                        for name, row in self.rows.items()
+                    },
+                }
+                for i, (label, method) in enumerate(zip(self.labels, self.methods, strict=True))
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """A run with its metrics."""
+
+    tables: RunTables
+    metrics: Mapping[str, Number]
+
+
+def compare(runs: Sequence[RunLog], *, confidence: float = 0.95, seed: int = 0) -> Comparison:
+    """Compare two or more run directories; the first (with its other seeds) is the baseline.
+
+    Raises :class:`traces.errors.UsageError` for fewer than two runs, and
+    :class:`traces.errors.DataError` when tables cannot be read.
+    """
+    if len(runs) < 2:
+        raise UsageError("compare needs at least two runs")
+    everything = [Read(tables=t, metrics=metrics_of(t, series(t))) for t in read_all(runs)]
+    return compare_read(everything, confidence=confidence, seed=seed)
+
+
+def read_all(runs: Sequence[RunLog]) -> list[RunTables]:
+    """Read runs and give each a label of its own: its name, and its folder where names repeat."""
+    names = [str(run.record.get("name") or run.path.name) for run in runs]
+    if len(set(names)) < len(names):
+        pairs = zip(names, runs, strict=True)
+        names = [n if names.count(n) == 1 else f"{n} ({run.path.name})" for n, run in pairs]
+    labels = [
+        name if names.count(name) == 1 else f"{name} #{names[:i].count(name) + 1}"
+        for i, name in enumerate(names)
+    ]
+    return [read(run, label) for run, label in zip(runs, labels, strict=True)]
+
+
+def compare_read(
+    everything: Sequence[Read], *, confidence: float = 0.95, seed: int = 0
+) -> Comparison:
+    """Compare runs that are read already (see :func:`compare`)."""
+    groups = group_by_seed(everything)
+    names = list(dict.fromkeys(name for item in everything for name in item.metrics))
+    labels = tuple(g[0].tables.label + (f" ({len(g)} seeds)" if len(g) > 1 else "") for g in groups)
+    means = [
+        {name: _mean([item.metrics.get(name) for item in g]) for name in names} for g in groups
+    ]
+    methods = ["baseline"]
+    intervals: list[dict[str, tuple[float, float]]] = [{}]
+    for group in groups[1:]:
+        rng = np.random.default_rng(seed)
+        method, found = _intervals(groups[0], group, names, confidence, rng)
+        methods.append(method)
+        intervals.append(found)
+    rows = {
+        name: tuple(
+            _difference(mean[name], means[0][name], found.get(name), first=i == 0)
+            for i, (mean, found) in enumerate(zip(means, intervals, strict=True))
+        )
+        for name in names
+    }
+    return Comparison(labels=labels, rows=rows, methods=tuple(methods), confidence=confidence)
+
+
+def _difference(
+    value: float | None, base: float | None, bounds: tuple[float, float] | None, *, first: bool
+) -> Difference:
+    known = value is not None and base is not None and not first
+    difference = value - base if known and value is not None and base is not None else None
+    low, high = bounds if bounds is not None and difference is not None else (None, None)
+    return Difference(
+        value=value,
+        difference=difference,
+        relative=difference / abs(base) if difference is not None and base else None,
+        low=low,
+        high=high,
+    )
+
+
+def _mean(values: Sequence[Number]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def group_by_seed(everything: Sequence[Read]) -> list[list[Read]]:
+    """Group runs that share everything but the seed, in order of first appearance.
+
+    Runs of one configuration and one seed stay apart, and so do all when there is but one group.
+    """
+    groups: dict[str, list[Read]] = {}
+    for item in everything:
+        groups.setdefault(_configuration(item.tables.log.record), []).append(item)
+    together: list[list[Read]] = []
+    for group in groups.values():
+        seeds = [_seed(item) for item in group]
+        distinct = len(set(seeds)) == len(seeds) and None not in seeds
+        together.extend([group] if distinct else [[item] for item in group])
+    return together if len(together) > 1 else [[item] for item in everything]
+
+
+def _seed(item: Read) -> object:
+    value: object = item.tables.log.record.get("seed")
+    return value
+
+
+def _configuration(record: Mapping[str, Any]) -> str:
+    """Everything that decides a run, but for seeds, as one string."""
+    workload = record.get("workload") or {}
+    options = workload.get("options") or {}
+    if "seed" in options:  # generated: another seed is another sample of the same thing
+        load: Any = (workload.get("format"), options)
+    else:
+        load = workload.get("digest")
+    keys = ("kind", "policy", "placement", "cluster", "costs", "failures")
+    decided = [load, *(record.get(key) for key in keys)]
+    return json.dumps(_without_seeds(decided), sort_keys=True, default=str)
+
+
+def _without_seeds(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _without_seeds(v) for k, v in value.items() if k != "seed"}
+    return [_without_seeds(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _intervals(
+    base: Sequence[Read],
+    other: Sequence[Read],
+    names: Sequence[str],
+    confidence: float,
+    rng: np.random.Generator,
+) -> tuple[str, dict[str, tuple[float, float]]]:
+    if len(base) > 1 and len(other) > 1:
+        return _over_seeds(base, other, names, confidence, rng)
+    if len(base) > 1 or len(other) > 1:
+        return "no interval: one side has several seeds and the other only one", {}
+    return _over_jobs(base[0].tables, other[0].tables, confidence, rng)
+
+
+def _over_seeds(
+    base: Sequence[Read],
+    other: Sequence[Read],
+    names: Sequence[str],
+    confidence: float,
+    rng: np.random.Generator,
+) -> tuple[str, dict[str, tuple[float, float]]]:
+    paired = sorted(map(str, map(_seed, base))) == sorted(map(str, map(_seed, other)))
+    if paired:
+        base, other = (sorted(group, key=lambda i: str(_seed(i))) for group in (base, other))
+    first = rng.integers(len(base), size=(_MOST_RESAMPLES, len(base)))
+    second = first if paired else rng.integers(len(other), size=(_MOST_RESAMPLES, len(other)))
+    found = {}
+    for name in names:
+        a, b = ([item.metrics.get(name) for item in group] for group in (base, other))
+        if None in a or None in b:
+            continue
+        drawn_a = np.array(a, dtype=np.float64)[first].mean(axis=1)
+        drawn_b = np.array(b, dtype=np.float64)[second].mean(axis=1)
+        found[name] = _bounds(drawn_b - drawn_a, confidence)
+    how = "paired by seed" if paired else f"{len(base)} and {len(other)} different seeds"
+    few = "; with so few seeds it is a rough guide" if min(len(base), len(other)) < 5 else ""
+    return f"bootstrap over seeds ({how}), {_MOST_RESAMPLES} resamples{few}", found
+
+
+def _over_jobs(
+    base: RunTables, other: RunTables, confidence: float, rng: np.random.Generator
+) -> tuple[str, dict[str, tuple[float, float]]]:
+    digests = [(t.log.record.get("workload") or {}).get("digest") for t in (base, other)]
+    same_ids = base.jobs.job_id.equals(other.jobs.job_id)  # in rank order, so row by row
+    if digests[0] != digests[1] or not same_ids:
+        return "no interval: the runs have different workloads", {}
+    both = base.jobs.finished & other.jobs.finished
+    n = int(both.sum())
+    if n < 2:
+        return "no interval: fewer than two jobs finished in both runs", {}
+    sides = [_per_job(t.jobs, both) for t in (base, other)]
+    resamples = max(_FEWEST_RESAMPLES, min(_MOST_RESAMPLES, _WORK // n))
+    block = math.ceil(math.sqrt(n))
+    drawn: dict[str, list[float]] = {}
+    for _ in range(resamples):
+        weight = _block_weights(n, block, rng)
+        values = [side.statistics(weight) for side in sides]
+        for name, value in values[1].items():
+            drawn.setdefault(name, []).append(value - values[0][name])
+    dropped = int((base.jobs.finished | other.jobs.finished).sum()) - n
+    words = (
+        f"moving-block bootstrap over {n:,} paired jobs in submission order (blocks of {block:,}),"
+        f" {resamples} resamples"
+    )
+    if dropped:
+        words += f"; {dropped:,} jobs that finished in one run only are not in the interval"
+    return words, {
+        name: _bounds(np.array(values), confidence)
+        for name, values in drawn.items()
+        if not np.isnan(values).any()
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PerJob:
+    """Values per job by metric stem, and their ascending order."""
+
+    values: dict[str, Floats]
+    order: dict[str, NDArray[np.intp]]
+
+    def statistics(self, weight: Floats) -> dict[str, float]:
+        """Weighted mean and quantiles of every stem, under the metrics' names."""
+        found: dict[str, float] = {}
+        for stem, x in self.values.items():
+            order = self.order[stem]  # unknown values (NaN) are not in it
+            share = np.cumsum(weight[order])
+            total = float(share[-1]) if len(share) else 0.0
+            known = x[order]
+            found[f"mean_{stem}"] = float(known @ weight[order]) / total if total else np.nan
+            parts = ("median", "p90", "p99") if stem.endswith("_s") else ("p50", "p99")
+            for part in parts:
+                place = np.searchsorted(share, _QUANTILES[part] * total, side="left")
+                found[f"{part}_{stem}"] = float(known[place]) if total else np.nan
+        return found
+
+
+def _per_job(jobs: Jobs, which: NDArray[np.bool_]) -> _PerJob:
+    values = {
+        "jct_s": jobs.jct_s[which],
+        "queueing_s": jobs.queueing_s[which],
+        "slowdown": slowdowns(jobs)[which],
+        "bounded_slowdown": slowdowns(jobs, BOUND_S)[which],
+    }
+    order = {}
+    for stem, x in values.items():
+        sorted_places = np.argsort(x, kind="stable")
+        order[stem] = sorted_places[: int((~np.isnan(x)).sum())]  # NaN sorts last
+    return _PerJob(values=values, order=order)
+
+
+def _block_weights(n: int, block: int, rng: np.random.Generator) -> Floats:
+    """How often each job is drawn when blocks are drawn until there are n jobs or more."""
+    starts = rng.integers(n - block + 1, size=math.ceil(n / block))
+    change = np.zeros(n + 1)
+    np.add.at(change, starts, 1.0)
+    np.add.at(change, starts + block, -1.0)
+    return np.cumsum(change)[:n]
+
+
+def _bounds(drawn: Floats, confidence: float) -> tuple[float, float]:
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return float(low), float(high)
