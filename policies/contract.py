@@ -17,7 +17,7 @@ A policy in full::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -51,13 +51,17 @@ class Policy:
 
     Class attributes: ``orders_running`` (keep running jobs sorted by ``running_order``),
     ``remembers`` (uses ``remember`` and ``changes_at``), ``needs_estimates`` (reads estimates of
-    run time), ``interval_s`` (None: event-driven; else it is asked at multiples of it only).
+    run time), ``learns`` (orders jobs by what ``learn`` makes of the sizes of finished ones),
+    ``ahead`` (what is true of the jobs that go before another, for its reasons), ``interval_s``
+    (None: event-driven; else it is asked at multiples of it only).
     """
 
     name: ClassVar[str] = ""
     orders_running: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
     needs_estimates: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
+    ahead: ClassVar[str] = "submitted earlier"
 
     @property
     def interval_s(self) -> float | None:
@@ -98,6 +102,15 @@ class Policy:
     def changes_at(self, job: JobState, now: float) -> float:
         """The instant (> now) at which the job's place changes by itself; NEVER if it does not."""
         return NEVER
+
+    def learn(self, sizes_gpu_s: Sequence[float]) -> Any:
+        """Return what the sizes (GPU-seconds) of the jobs finished so far teach; pure.
+
+        Every job has the latest lesson as ``job.lesson``. Asked before the first job, and whenever
+        the number of finished jobs has doubled (so that all lessons together cost little);
+        ``order`` and ``running_order`` are then asked again for every job.
+        """
+        return None
 
     def explain(self, view: ClusterView, job: JobState) -> Reason:
         """Say why a job waits. The default knows queues and room (``policies.reasons``)."""

@@ -72,11 +72,15 @@ class Draft(Plan):
         allocation = self.view.placement.place(job.request, self.free)
         if allocation is None:
             return False
+        self.put(job, allocation)
+        return True
+
+    def put(self, job: JobState, allocation: Allocation) -> None:
+        """Plan to run a job on devices that are free here, found by the policy itself."""
         self._scratch().take(allocation, job.request)
         self.changes[job] = allocation
         if job.phase == RUNNING and allocation == job.allocation:
             del self.changes[job]  # stopped and put back where it was: nothing changes
-        return True
 
     def stop(self, job: JobState) -> None:
         """Plan that a job (running, or started in this draft) does not run."""

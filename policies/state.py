@@ -23,7 +23,8 @@ class JobState:
     """One submitted job.
 
     ``estimate_s``: how long the policy may believe the job runs in all (NaN if it may not know).
-    ``memory``: what the policy declared to remember (see ``Policy.remember``).
+    ``memory``: what the policy declared to remember (see ``Policy.remember``). ``lesson``: what it
+    has learned from finished jobs (``Policy.learn``).
     ``since_s``: when it last started, stopped or was submitted. ``begin_s``: when progress began
     (later than ``since_s`` by the costs of starting). ``rate``: estimated progress per second.
     """
@@ -40,6 +41,7 @@ class JobState:
         "first_start_s",
         "gpus",
         "job",
+        "lesson",
         "memory",
         "migrations",
         "phase",
@@ -74,6 +76,7 @@ class JobState:
         self.migrations = 0
         self.failures = 0
         self.memory: Any = None
+        self.lesson: Any = None
         self.entry: tuple[Any, int, JobState] | None = None
         self.due = float("inf")
 

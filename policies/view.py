@@ -9,7 +9,7 @@ function of the events so far, and so is every plan.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from policies.free import FreeGpus
 from policies.plan import Draft
@@ -44,6 +44,9 @@ class ClusterView:
         self._shapes: dict[tuple[int, str | None], Shape] = {}
         self._due = DueTimes()
         self._by_types: dict[tuple[str, ...], tuple[int, ...]] = {}
+        self._sizes_gpu_s: list[float] = []
+        self._lesson: Any = policy.learn(()) if policy.learns else None
+        self._lesson_at = 1  # how many finished jobs the next lesson is for
 
     def draft(self) -> Draft:
         """Return an empty plan to fill."""
@@ -83,6 +86,7 @@ class LiveView(ClusterView):
             shape = Shape(job.request, group, self.pools_of(job.request.gpu_types))
             self._shapes[key] = shape
         state = JobState(job, shape, estimate_s, self.now)
+        state.lesson = self._lesson
         if policy.remembers:
             state.memory = policy.remember(state, self.now, "submit")
         self._wait(state)
@@ -134,6 +138,8 @@ class LiveView(ClusterView):
         job.phase = DONE
         job.due = INFINITY
         self.finished += 1
+        if self.policy.learns:
+            self._sizes_gpu_s.append(job.served_gpu_s)
 
     def withdraw(self, node: int, mask: int) -> None:
         """Free GPUs leave service."""
@@ -146,6 +152,8 @@ class LiveView(ClusterView):
     def settle(self) -> bool:
         """Re-enter jobs whose place in the order changes by now; true if there were any."""
         any_due = False
+        if len(self._sizes_gpu_s) >= self._lesson_at:
+            self._learn()
         for job in self._due.pop(self.now):
             any_due = True
             if job.phase == WAITING:
@@ -160,6 +168,23 @@ class LiveView(ClusterView):
             else:
                 self._run(job, None)
         return any_due
+
+    def _learn(self) -> None:
+        """Take the next lesson and enter every job anew under it."""
+        policy, now = self.policy, self.now
+        self._lesson_at = 2 * len(self._sizes_gpu_s)
+        lesson = policy.learn(tuple(self._sizes_gpu_s))
+        if lesson == self._lesson:
+            return
+        self._lesson = lesson
+        for job in list(self.waiting):
+            self.waiting.remove(job)
+            job.lesson = lesson
+            self.waiting.add(job, policy.order(job, now))
+        for job in list(self.running):
+            self.running.remove(job)
+            job.lesson = lesson
+            self.running.add(job, policy.running_order(job, now) if policy.orders_running else None)
 
     def _wait(self, job: JobState) -> None:
         policy, now = self.policy, self.now
