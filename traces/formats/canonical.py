@@ -2,7 +2,9 @@
 
 Required: ``submit_s`` and ``num_gpus`` (jobs), ``node``, ``gpu_type`` and ``num_gpus`` (nodes);
 other columns may be left out and take their defaults. An empty CSV cell is null. Times are kept as
-they stand. The columns are in :mod:`traces.schema`; ``docs/traces/canonical.md`` shows them.
+they stand. A table that ``tandem traces convert`` wrote brings its history along
+(:mod:`traces.provenance`). The columns are in :mod:`traces.schema`; ``docs/traces/canonical.md``
+shows them.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from traces.errors import DataError, did_you_mean
 from traces.formats.options import Option
 from traces.formats.raw import Head, Raw, read_raw
 from traces.formats.table import Table
+from traces.provenance import recall
 from traces.schema import JOB_COLUMNS, JOB_DEFAULTS, NODE_COLUMNS, Column
 from traces.workload import Workload
 
@@ -44,7 +47,9 @@ def read(path: Path, options: Mapping[str, str]) -> Workload:
         jobs["duration_s"] = float("nan")
     if "job_id" in jobs:
         table.unique("job_id")
-    return Workload(jobs, raw.source("canonical", repairs=tuple(table.repairs), options=options))
+    now = raw.source("canonical", repairs=tuple(table.repairs), options=options)
+    metadata = _metadata(raw) if raw.is_parquet else None
+    return Workload(jobs, recall(path, raw.sha256, metadata, now))
 
 
 def sniff_nodes(head: Head) -> bool:
@@ -97,6 +102,10 @@ def parquet_table(raw: Raw) -> Table:
     except (OSError, ValueError, TypeError, OverflowError, pa.ArrowException) as error:
         raise DataError(f"damaged Parquet file: {error}", file=raw.path) from error
     return Table.of(raw, frame)
+
+
+def _metadata(raw: Raw) -> Mapping[bytes, bytes]:
+    return pq.read_schema(pa.BufferReader(raw.data)).metadata or {}
 
 
 def _known(table: Table, names: tuple[str, ...]) -> None:

@@ -1,7 +1,7 @@
 """How big jobs are: GPU counts, shares and durations, as mixtures fitted to public traces.
 
 Durations are mixtures of lognormals, one mixture per size class, each clipped to the longest run
-the trace saw. The numbers are fits to the 82,247 jobs of the flat Philly table and the 8,152 pods of
+the trace saw. The numbers are fits to the 82,247 jobs of Philly's flat table and the 8,152 pods of
 openb; ``docs/traces/generators.md`` has every number with its source and each mixture's
 Kolmogorov-Smirnov distance to the data. Gavel's recipe is the one its authors publish
 (Narayanan et al., OSDI 2020, and the published generator's constants).
