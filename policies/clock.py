@@ -16,15 +16,17 @@ from heapq import heappush
 from typing import Any
 
 import simpy
+from simpy.events import EventPriority
 
 # Priorities; SimPy's own URGENT (0) starts processes.
-FINISH = 1
-CAPACITY = 2
-DEMAND = 3
-ARRIVAL = 4
-TIMER = 5
-DECIDE = 6
-SAMPLE = 7
+FINISH = EventPriority(1)
+CAPACITY = EventPriority(2)
+DEMAND = EventPriority(3)
+ARRIVAL = EventPriority(4)
+TIMER = EventPriority(5)
+DECIDE = EventPriority(6)
+SAMPLE = EventPriority(7)
+END = EventPriority(8)
 
 
 class Moment(simpy.Event):
@@ -52,10 +54,14 @@ class Moment(simpy.Event):
 class Clock(simpy.Environment):
     """Simulated time in seconds."""
 
+    def events(self) -> int:
+        """Events scheduled so far."""
+        return next(self._eid)  # uses one number up, which nobody misses
+
     def at(
         self,
         time_s: float,
-        kind: int,
+        kind: EventPriority,
         call: Callable[[Moment], object] | None = None,
         subject: Any = None,
     ) -> Moment:

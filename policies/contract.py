@@ -131,8 +131,10 @@ class Policy:
 class PlacementPolicy:
     """Base of placement policies: on which GPUs.
 
-    ``by_count`` says that whether a request can be placed depends on the number of free GPUs of a
-    type alone; priority policies then need not search for victims on particular nodes.
+    ``by_count`` says that whether a *plain* request (whole GPUs of a gang that may span nodes,
+    whose hosts are no limit) can be placed depends on the number of free GPUs of a type alone;
+    priority policies then need not search for victims on particular nodes.
+    :meth:`exact_by_count` says it for one request.
     """
 
     name: ClassVar[str] = ""
@@ -144,6 +146,19 @@ class PlacementPolicy:
         ``free`` may be a hypothetical state; it must not be changed.
         """
         raise NotImplementedError
+
+    def exact_by_count(self, request: Request, free: FreeGpus) -> bool:
+        """Whether this request can be placed exactly when some pool has enough free GPUs."""
+        from policies.placement.room import plain  # noqa: PLC0415  (it reads this contract)
+
+        return self.by_count and plain(request, free)
+
+    def prepare(self, demand: Mapping[Request, int]) -> PlacementPolicy:
+        """Return the policy for a workload of which ``demand`` counts the jobs per request.
+
+        Asked once before a run. Most placements do not care and return themselves.
+        """
+        return self
 
     def says(self) -> tuple[str, ...]:
         """What the name leaves open, one sentence each."""

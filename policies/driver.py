@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import simpy
 
-from policies.clock import ARRIVAL, DECIDE, SAMPLE, TIMER, Clock, Moment
+from policies.clock import ARRIVAL, DECIDE, END, SAMPLE, TIMER, Clock, Moment
 from policies.contract import Backend, PlacementPolicy, Policy, Stint
 from policies.errors import PlanError, StarvationError
 from policies.estimates import estimator
@@ -48,7 +48,7 @@ class Recorder(Protocol):
         """Record a job event."""
 
     def device_event(
-        self, time_s: float, code: int, node: int, mask: int, detail: str | None
+        self, time_s: float, code: int, node: int, mask: int, detail: str | None = None
     ) -> None:
         """Record a device event."""
 
@@ -161,6 +161,7 @@ class Driver:
         self._end = simpy.Event(clock)
         self._arrived = False
         self._deciding = False
+        self._stopping = False
         self._wake_s = float("inf")
         self._wake: Moment | None = None
         backend.attach(self)
@@ -180,8 +181,12 @@ class Driver:
         if self._sample_s is not None:
             self.clock.process(self._samples(self._sample_s))
         if until_s is not None:
-            self.clock.at(until_s, SAMPLE + 1, lambda _: self._end.succeed(False))
+            self.clock.at(until_s, END, lambda _: self._end.succeed(False))
         self.complete = bool(self.clock.run(until=self._end))
+
+    def stop(self) -> None:
+        """End the run at the next decision (safe to call from a signal handler)."""
+        self._stopping = True
 
     def _arrivals(self) -> Generator[Moment, Any, None]:
         clock = self.clock
@@ -217,6 +222,9 @@ class Driver:
 
     def _decide(self, _: Moment) -> None:
         self._deciding = False
+        if self._stopping:
+            self._end.succeed(False)
+            return
         view = self.view
         view.now = self.clock.now
         view.settle()

@@ -37,7 +37,7 @@ class StarvationError(TandemError):
         assert first is not None
         reason = policy.explain(view, first)
         super().__init__(
-            f"policy {policy.name or type(policy).__name__!r} starves {self.waiting} waiting jobs at"
-            f" {view.now:g} s: nothing runs and nothing is to come; first in its order is"
+            f"policy {policy.name or type(policy).__name__!r} starves {self.waiting} waiting jobs"
+            f" at {view.now:g} s: nothing runs and nothing is to come; first in order is"
             f" {first.job_id} ({first.request}): {reason.text}"
         )

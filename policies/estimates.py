@@ -40,7 +40,7 @@ def estimator(kind: str, seed: int) -> Estimator:
         if sigma >= 0.0:
             return lambda job: job.duration_s * math.exp(sigma * _normal(seed, job.job_id))
     raise UsageError(
-        f"estimates {kind!r}: expected true, user, noisy:SIGMA (SIGMA >= 0, such as noisy:0.5) or none"
+        f"estimates {kind!r}: expected true, user, none or noisy:SIGMA with SIGMA >= 0"
     )
 
 

@@ -35,7 +35,8 @@ class Shape:
         self.waiting: Any = SortedList()
 
     def __repr__(self) -> str:
-        return f"<{self.request}{'' if self.group is None else ' of ' + self.group}: {len(self.waiting)} waiting>"
+        of = "" if self.group is None else f" of {self.group}"
+        return f"<{self.request}{of}: {len(self.waiting)} waiting>"
 
 
 class WaitingJobs:

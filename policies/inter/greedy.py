@@ -15,7 +15,7 @@ end of the running order, so a decision costs about what it changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from policies.contract import Policy
@@ -77,9 +77,9 @@ class Tail:
         now, pool_of, order = view.now, view.free.pool_of, policy.order
         if policy.orders_running:
             jobs: Iterator[JobState] = reversed(view.running)
-            entries = ((order(job, now), job.rank, job) for job in jobs)
+            entries: Iterable[Entry] = ((order(job, now), job.rank, job) for job in jobs)
         else:
-            entries = iter(sorted(((order(j, now), j.rank, j) for j in view.running), reverse=True))
+            entries = sorted(((order(j, now), j.rank, j) for j in view.running), reverse=True)
         for entry in entries:
             allocation = entry[2].allocation
             assert allocation is not None

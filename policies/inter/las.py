@@ -42,7 +42,7 @@ class Levels(Policy):
     remembers: ClassVar[bool] = True
 
     def limit(self, queue: int) -> float:
-        """Service since the counters were zeroed at which a job leaves a queue; NEVER for the last."""
+        """Service (since the counters were zeroed) that ends a queue; NEVER for the last."""
         raise NotImplementedError
 
     @property
@@ -133,7 +133,7 @@ class Tiresias(Levels):
         """What the name leaves open."""
         unit = "GPU-seconds" if self.by == "gpu-time" else "seconds of running"
         starved = (
-            f"A job that has waited {self.knob:g} times as long as it ran returns to the first queue."
+            f"A job that waited {self.knob:g} times as long as it ran returns to the first queue."
             if self.knob
             else "No promotion of starving jobs (knob=0)."
         )

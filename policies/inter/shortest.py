@@ -34,8 +34,9 @@ class Sjf(Policy):
 
     def says(self) -> tuple[str, ...]:
         """What the name leaves open."""
+        times = " x GPUs" if self.by == "gpu-time" else ""
         return (
-            f"Order: estimated run time{' x GPUs' if self.by == 'gpu-time' else ''}, shortest first.",
+            f"Order: estimated run time{times}, shortest first.",
             _head(self.blocks),
             "Nothing is preempted.",
             f"Estimates of run time: {self.estimates}.",
@@ -67,11 +68,12 @@ class Srtf(Policy):
 
     def says(self) -> tuple[str, ...]:
         """What the name leaves open."""
+        times = " x GPUs" if self.by == "gpu-time" else ""
         return (
-            f"Order: estimated time left{' x GPUs' if self.by == 'gpu-time' else ''}, shortest first.",
+            f"Order: estimated time left{times}, shortest first.",
             "A job that does not fit is passed over.",
-            "Preempts whatever comes later in the order; a running job is not moved for its own sake.",
-            f"Estimates of run time: {self.estimates}; a job that outruns its estimate comes first.",
+            "Preempts whatever comes later in the order; no running job is moved for its own sake.",
+            f"Estimates of run time: {self.estimates}; a job that outruns its own comes first.",
         )
 
     def order(self, job: JobState, now: float) -> float:

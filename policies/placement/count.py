@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from policies.contract import PlacementPolicy
 from policies.free import FreeGpus, Pool
+from policies.placement.room import lowest_bits, on_one_node
 from traces import Allocation, Request
 
 
@@ -23,7 +24,11 @@ class Count(PlacementPolicy):
 
     def says(self) -> tuple[str, ...]:
         """What the name leaves open."""
-        return ("A gang fits when enough GPUs of one type are free, on whatever nodes.",)
+        return (
+            "A gang fits when enough GPUs of one type are free, on whatever nodes.",
+            "A share goes to the first GPU that is shared already and can hold it, else to the"
+            " first whole one.",
+        )
 
     def place(self, request: Request, free: FreeGpus) -> Allocation | None:
         """Take the lowest-numbered free GPUs."""
@@ -33,13 +38,22 @@ class Count(PlacementPolicy):
             or request.single_node
             or free.limited
         ):
-            from policies.placement.single import place_on_one_node  # noqa: PLC0415
-
-            return place_on_one_node(request, free)
+            return _place_bounded(request, free)
         for pool in free.candidates(request):
             if pool.free >= request.num_gpus:
                 return Allocation(take_lowest(pool, free, request.num_gpus))
         return None
+
+
+def _place_bounded(request: Request, free: FreeGpus) -> Allocation | None:
+    from policies.placement.single import (  # noqa: PLC0415  (most runs never need it)
+        place_across_hosts,
+        place_on_one_node,
+    )
+
+    if on_one_node(request):
+        return place_on_one_node(request, free)
+    return place_across_hosts(request, free)
 
 
 def take_lowest(pool: Pool, free: FreeGpus, count: int) -> tuple[tuple[int, int], ...]:
@@ -59,13 +73,3 @@ def take_lowest(pool: Pool, free: FreeGpus, count: int) -> tuple[tuple[int, int]
         count -= have
         nodes ^= low
     return tuple(shares)
-
-
-def lowest_bits(mask: int, count: int) -> int:
-    """Return the ``count`` lowest set bits of a mask that has at least so many."""
-    picked = 0
-    for _ in range(count):
-        low = mask & -mask
-        picked |= low
-        mask ^= low
-    return picked

@@ -1,0 +1,282 @@
+"""``tandem run`` and ``tandem demo``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from traces.errors import UsageError
+
+if TYPE_CHECKING:
+    from policies.driver import Driver
+    from traces.workload import Workload
+
+COSTS = ("start_s", "restore_s", "save_s", "migrate_s")
+
+
+def add_commands(subparsers: Any) -> None:
+    """Register this room's commands."""
+    run = subparsers.add_parser(
+        "run",
+        help="replay a trace on a simulated cluster under a policy",
+        description="Replay a trace on a simulated cluster under a policy, and leave a run"
+        " directory with a report.",
+    )
+    add_trace_arguments(run)
+    run.add_argument(
+        "--cluster",
+        required=True,
+        metavar="SPEC|FILE",
+        help="NODESxGPUS[:TYPE[:NODES_PER_RACK]], groups joined by commas, or an inventory file",
+    )
+    run.add_argument(
+        "--policy",
+        default="fifo",
+        metavar="NAME[:param=value,...]",
+        help="inter-job policy, or FILE.py:Class (default: fifo); `tandem policies` lists them",
+    )
+    run.add_argument(
+        "--placement",
+        default="count",
+        metavar="NAME[:param=value,...]",
+        help="placement policy (default: count)",
+    )
+    run.add_argument("--out", metavar="DIR", help="run directory (default: runs/NAME)")
+    run.add_argument("--name", help="name of the run in reports (default: made of its parts)")
+    run.add_argument("--overwrite", action="store_true", help="replace a run that is there")
+    run.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    run.add_argument("--jobs", type=int, metavar="N", help="only the first N jobs by submission")
+    run.add_argument(
+        "--misfits",
+        choices=("refuse", "reject"),
+        default="refuse",
+        help="jobs that fit nowhere: refuse to run (default), or reject them on arrival",
+    )
+    add_world_arguments(run)
+    run.add_argument("--until", type=float, metavar="S", help="stop at this time")
+    run.add_argument("--sample", type=float, metavar="S", help="seconds between samples")
+    run.add_argument("--no-report", action="store_true", help="do not write report.html")
+    run.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    run.add_argument("--quiet", action="store_true", help="no progress, no summary")
+    run.set_defaults(run=_run)
+
+    demo = subparsers.add_parser(
+        "demo",
+        help="generate a week of jobs, run three policies, compare them in one report",
+    )
+    demo.add_argument("--out", default="runs/demo", metavar="DIR", help="default: runs/demo")
+    demo.add_argument("--seed", type=int, default=1, help="seed of the generated week")
+    demo.set_defaults(run=_demo)
+
+
+def add_trace_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say which trace to read, and how."""
+    parser.add_argument("trace", metavar="TRACE", help="job trace (any known format, or a run)")
+    parser.add_argument("--format", default="auto", help="format (default: recognised)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="an option of the format; may be repeated",
+    )
+    parser.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="CANONICAL=COLUMN",
+        help="column map for a table of your own; may be repeated",
+    )
+
+
+def add_world_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say how the simulated world behaves."""
+    parser.add_argument(
+        "--cost",
+        action="append",
+        default=[],
+        metavar="NAME=SECONDS",
+        help="seconds charged every time: " + ", ".join(c[:-2] for c in COSTS),
+    )
+    parser.add_argument(
+        "--speed",
+        action="append",
+        default=[],
+        metavar="TYPE=FACTOR",
+        help="speed of a GPU type (default: 1)",
+    )
+    parser.add_argument(
+        "--across-nodes", type=float, default=1.0, metavar="F", help="rate of gangs over nodes"
+    )
+    parser.add_argument(
+        "--across-racks", type=float, default=1.0, metavar="F", help="rate of gangs over racks"
+    )
+    parser.add_argument(
+        "--checkpoint", type=float, metavar="S", help="seconds of work between checkpoints"
+    )
+    parser.add_argument(
+        "--lose-on-preempt",
+        action="store_true",
+        help="a preempted job falls back to its last checkpoint instead of saving first",
+    )
+
+
+def pairs(items: list[str], option: str) -> dict[str, str]:
+    """Parse repeated NAME=VALUE arguments."""
+    parsed = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise UsageError(f"{option} {item!r}: expected NAME=VALUE")
+        parsed[name] = value
+    return parsed
+
+
+def _numbers(items: list[str], option: str) -> dict[str, float]:
+    numbers = {}
+    for name, value in pairs(items, option).items():
+        try:
+            numbers[name] = float(value)
+        except ValueError:
+            raise UsageError(f"{option} {name}={value}: expected a number") from None
+    return numbers
+
+
+def load_trace(args: argparse.Namespace) -> Workload:
+    """Read the trace that the arguments name."""
+    from traces import load
+
+    workload = load(
+        args.trace,
+        args.format,
+        options=pairs(args.set, "--set"),
+        columns=pairs(args.column, "--column") or None,
+    )
+    jobs = getattr(args, "jobs", None)
+    if jobs is not None:
+        if jobs < 0:
+            raise UsageError(f"--jobs {jobs}: expected 0 or more")
+        workload = workload.head(jobs)
+    return workload
+
+
+def world(args: argparse.Namespace) -> dict[str, Any]:
+    """Build the ``model`` and ``checkpoints`` arguments of ``simulate``."""
+    from policies.model import Costs, Model
+    from simulator.cluster import Checkpoints
+    from traces.errors import did_you_mean
+
+    costs = {}
+    for name, seconds in _numbers(args.cost, "--cost").items():
+        if f"{name}_s" not in COSTS:
+            known = [c[:-2] for c in COSTS]
+            raise UsageError(f"--cost {name}: no such cost; {did_you_mean(name, known)}")
+        costs[f"{name}_s"] = seconds
+    return {
+        "model": Model(
+            costs=Costs(**costs),
+            speeds=_numbers(args.speed, "--speed"),
+            across_nodes=args.across_nodes,
+            across_racks=args.across_racks,
+        ),
+        "checkpoints": Checkpoints(every_s=args.checkpoint, on_preempt=not args.lose_on_preempt),
+    }
+
+
+def _run(args: argparse.Namespace) -> int:
+    from simulator.run import simulate
+    from traces.runlog import check_target
+
+    name = args.name or _name(args)
+    out = Path(args.out or f"runs/{name}")
+    check_target(out, overwrite=args.overwrite)
+    with progress(name, args.quiet) as on_progress:
+        result = simulate(
+            load_trace(args),
+            args.cluster,
+            policy=args.policy,
+            placement=args.placement,
+            out=out,
+            overwrite=args.overwrite,
+            name=name,
+            seed=args.seed,
+            misfits=args.misfits,
+            sample_s=args.sample,
+            until_s=args.until,
+            on_progress=on_progress,
+            **world(args),
+        )
+    rejected = result.record["counts"]["rejected"]
+    if rejected:
+        print(f"tandem: {rejected} jobs fit nowhere and were rejected", file=sys.stderr)
+    if not args.no_report:
+        args.tandem(["report", str(out), "--quiet"])
+    if args.json:
+        return int(args.tandem(["metrics", str(out), "--json"]))
+    if not args.quiet:
+        args.tandem(["metrics", str(out)])
+        if not args.no_report:
+            print(f"\nreport: {out / 'report.html'}")
+    return 0
+
+
+def _name(args: argparse.Namespace) -> str:
+    parts = [Path(args.trace).name.split(".")[0], args.policy, args.placement, f"s{args.seed}"]
+    text = "-".join(p for p in parts if p)
+    return "".join(c if c.isalnum() or c in "-_.=" else "_" for c in text)[:120]
+
+
+class progress:  # noqa: N801  (reads as a verb: with progress(...) as report)
+    """A progress line on stderr while it is a terminal; yields ``on_progress`` or None."""
+
+    def __init__(self, name: str, quiet: bool) -> None:
+        self._name = name
+        self._show = not quiet and sys.stderr.isatty()
+
+    def __enter__(self) -> Callable[[Driver], None] | None:
+        if not self._show:
+            return None
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} jobs"),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task(self._name, total=None, state="reading")
+        return self._update
+
+    def _update(self, driver: Driver) -> None:
+        elapsed = self._bar.tasks[0].elapsed or 1e-9
+        days = driver.clock.now / 86_400
+        rate = driver.counts.decisions / elapsed
+        self._bar.update(
+            self._task,
+            total=len(driver.workload),
+            completed=driver.counts.finished,
+            state=f"day {days:.1f}, {len(driver.view.waiting):,} waiting, {rate:,.0f} decisions/s",
+        )
+
+    def __exit__(self, *_: object) -> None:
+        if self._show:
+            self._bar.stop()
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from simulator.demo import demo
+
+    runs = demo(Path(args.out), seed=args.seed, say=print)
+    report = Path(args.out) / "report.html"
+    code: int = args.tandem(["report", *map(str, runs), "--out", str(report), "--quiet"])
+    args.tandem(["compare", *map(str, runs)])
+    print(f"\nreport: {report}")
+    return code

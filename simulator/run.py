@@ -1,0 +1,350 @@
+"""``simulate``: one workload, one cluster, one policy, to the end; and the record it leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import platform
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+
+from policies.clock import Clock
+from policies.contract import PlacementPolicy, Policy
+from policies.driver import Driver
+from policies.model import Model
+from policies.registry import make_placement, make_policy
+from simulator.cluster import Checkpoints, SimulatedCluster
+from traces import Allocation, ClusterSpec, DataError, RunWriter, UsageError, Workload, load_cluster
+from traces.feasibility import infeasible
+from traces.runlog import JOB_OUTCOME_COLUMNS, OUTCOMES
+
+SAMPLES = 1000  # a run's time line is sampled about so often, unless told otherwise
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a simulation leaves.
+
+    ``jobs``: one row per job in rank order: ``job_id``, ``submit_s``, ``num_gpus`` and the outcome
+    columns of the run log. ``record``: what ``run.json`` says. ``path``: the run directory, or
+    None. ``complete``: False if it was interrupted or told to stop.
+    """
+
+    jobs: pd.DataFrame
+    record: dict[str, Any]
+    path: Path | None
+    complete: bool
+
+
+def simulate(
+    workload: Workload,
+    cluster: ClusterSpec | str,
+    *,
+    policy: Policy | str = "fifo",
+    placement: PlacementPolicy | str = "count",
+    out: Path | str | None = None,
+    overwrite: bool = False,
+    name: str | None = None,
+    model: Model | None = None,
+    believed: Model | None = None,
+    checkpoints: Checkpoints | None = None,
+    seed: int = 0,
+    misfits: Literal["refuse", "reject"] = "refuse",
+    sample_s: float | None = None,
+    until_s: float | None = None,
+    on_progress: Callable[[Driver], None] | None = None,
+) -> Result:
+    """Replay ``workload`` on ``cluster`` under ``policy``; ``tandem run`` is this function.
+
+    ``model`` is the world's truth about rates and costs (default: everything runs at rate 1 and
+    costs nothing); ``believed`` is what the policy is told of it (default: the truth).
+    ``misfits``: jobs that fit nowhere on the cluster are an error ("refuse"), or are rejected on
+    arrival and recorded as such ("reject"). ``sample_s``: seconds between samples (default: about
+    a thousandth of the span of submissions). ``until_s``: stop there; the run is then partial.
+
+    With ``out``, a run directory is written (``traces/runlog.py``); if the run fails, nothing is
+    left behind, and if it is interrupted (KeyboardInterrupt), what there is is written, marked
+    partial, and the interrupt goes on.
+
+    Raises :class:`DataError` for workloads that cannot be replayed, :class:`UsageError` for
+    parameters that cannot be, ``PlanError`` and ``StarvationError`` for faults of the policy.
+    """
+    spec = load_cluster(cluster) if isinstance(cluster, str) else cluster
+    inter = make_policy(policy) if isinstance(policy, str) else policy
+    where = make_placement(placement) if isinstance(placement, str) else placement
+    if seed < 0:
+        raise UsageError(f"seed is {seed}; expected a whole number, 0 or more")
+    _check_durations(workload)
+    rejected = _check_fit(workload, spec, misfits)
+    clock = Clock(_start_s(workload))
+    backend = SimulatedCluster(clock, spec, model, checkpoints)
+    record = {
+        "kind": "simulated",
+        "status": "partial",
+        "name": name,
+        "seed": seed,
+        "policy": describe(inter, policy),
+        "placement": describe(where, placement),
+        "cluster": {
+            "text": cluster if isinstance(cluster, str) else spec.describe(),
+            "nodes": [dataclasses.asdict(n) for n in spec.nodes],
+            "links": dataclasses.asdict(spec.links),
+            "digest": spec.digest(),
+        },
+        "workload": {
+            **dataclasses.asdict(workload.source),
+            "jobs": len(workload),
+            "digest": workload.digest(),
+        },
+        "model": dataclasses.asdict(backend.model),
+        "believed": None if believed is None else dataclasses.asdict(believed),
+        "checkpoints": dataclasses.asdict(backend.checkpoints),
+        "misfits": misfits,
+        "versions": versions(),
+        "revision": revision(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    path = None if out is None else Path(out)
+    with NoLog() if path is None else RunWriter(path, workload, spec, overwrite=overwrite) as log:
+        driver = Driver(
+            clock=clock,
+            workload=workload,
+            spec=spec,
+            policy=inter,
+            placement=where,
+            backend=backend,
+            log=log,
+            model=believed or backend.model,
+            seed=seed,
+            infeasible=rejected,
+            sample_s=None if path is None else _sample_s(workload, sample_s),
+            on_progress=on_progress,
+        )
+        began = time.perf_counter()
+        with _fewer_collections(), _stopping_on_signals(driver) as signals:
+            driver.run(until_s)
+        driver.close()
+        record.update(_ending(driver, time.perf_counter() - began))
+        log.finish(record, driver.outcomes.columns())
+    if signals:
+        raise KeyboardInterrupt
+    return Result(_jobs_table(workload, driver), record, path, driver.complete)
+
+
+class NoLog:
+    """A recorder that keeps nothing, for callers who want the jobs table alone."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def event(self, time_s: float, code: int, rank: int) -> None:
+        """Forget it."""
+
+    def device_event(
+        self, time_s: float, code: int, node: int, mask: int, detail: str | None = None
+    ) -> None:
+        """Forget it."""
+
+    def allocation(
+        self,
+        rank: int,
+        allocation: Allocation,
+        start_s: float,
+        begin_s: float,
+        end_s: float,
+        rate: float,
+        reason: int,
+    ) -> None:
+        """Forget it."""
+
+    def sample(
+        self,
+        time_s: float,
+        gpu_type: str,
+        capacity: float,
+        allocated: float,
+        fragmented: float,
+        running_jobs: int,
+        waiting_jobs: int,
+        waiting_gpus: float,
+    ) -> None:
+        """Forget it."""
+
+    def finish(self, record: dict[str, Any], outcomes: dict[str, Any]) -> None:
+        """Nothing to finish."""
+
+
+def describe(policy: Policy | PlacementPolicy, spec: object) -> dict[str, Any]:
+    """What the run's record says of a policy: name, parameters, and what the name leaves open.
+
+    ``spec`` is the text it was made from, if it was; a replay makes it again.
+    """
+    return {
+        "name": policy.name or type(policy).__name__,
+        "spec": spec if isinstance(spec, str) else None,
+        "params": policy.params(),
+        "says": list(policy.says()),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that could change a result."""
+    found = {"python": platform.python_version()}
+    for package in (
+        "tandem-lab",
+        "simpy",
+        "numpy",
+        "pandas",
+        "pyarrow",
+        "networkx",
+        "sortedcontainers",
+    ):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def revision() -> str | None:
+    """The source revision of this checkout, with "+" if it has local changes; None outside git."""
+    root = Path(__file__).resolve().parent.parent
+    git = shutil.which("git")
+    if git is None or not (root / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(  # noqa: S603  (our own checkout, no input)
+            [
+                git,
+                "-C",
+                str(root),
+                "describe",
+                "--always",
+                "--dirty=+",
+                "--exclude=*",
+                "--abbrev=12",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (subprocess.SubprocessError, OSError):
+        return None
+    return described.stdout.strip()
+
+
+def _check_durations(workload: Workload) -> None:
+    unknown = workload.table["duration_s"].isna()
+    if unknown.any():
+        first = workload.table["job_id"][int(np.flatnonzero(unknown.to_numpy())[0])]
+        raise DataError(
+            f"{int(unknown.sum())} of {len(workload)} jobs have no run time (first: {first})",
+            file=workload.source.path or None,
+            column="duration_s",
+            expected="a trace with run times",
+        )
+
+
+def _check_fit(workload: Workload, spec: ClusterSpec, misfits: str) -> frozenset[int]:
+    """Ranks of jobs that fit nowhere; an error unless they are to be rejected."""
+    verdict = infeasible(workload, spec)
+    ranks = frozenset(np.flatnonzero(verdict.mask).tolist())
+    if ranks and misfits == "refuse":
+        first = min(ranks)
+        raise DataError(
+            f"{len(ranks)} of {len(workload)} jobs fit nowhere on this cluster ({spec.describe()});"
+            f" first: {workload.table['job_id'][first]}: {verdict.reason(first)}",
+            file=workload.source.path or None,
+            expected="a larger cluster, or misfits=reject (--misfits reject) to run without them",
+        )
+    return ranks
+
+
+def _start_s(workload: Workload) -> float:
+    """The clock starts at 0, or at the first submission if that is before."""
+    return min(0.0, float(workload.table["submit_s"].iloc[0])) if len(workload) else 0.0
+
+
+def _sample_s(workload: Workload, asked: float | None) -> float:
+    if asked is not None:
+        if not 0.0 < asked < float("inf"):
+            raise UsageError(f"sample_s is {asked}; expected seconds above 0")
+        return asked
+    submit = workload.table["submit_s"]
+    span = float(submit.iloc[-1] - submit.iloc[0]) if len(workload) else 0.0
+    return max(1.0, span / SAMPLES)
+
+
+def _ending(driver: Driver, wall_s: float) -> dict[str, Any]:
+    counts = driver.counts
+    submit = driver.workload.table["submit_s"]
+    return {
+        "status": "complete" if driver.complete else "partial",
+        "span": {
+            "start_s": float(submit.iloc[0]) if len(submit) else 0.0,
+            "end_s": float(driver.clock.now),
+        },
+        "counts": dataclasses.asdict(counts) | {"events": driver.clock.events()},
+        "wall_s": round(wall_s, 3),
+    }
+
+
+def _jobs_table(workload: Workload, driver: Driver) -> pd.DataFrame:
+    jobs = workload.table[["job_id", "submit_s", "num_gpus"]].copy()
+    columns = driver.outcomes.columns()
+    for column in JOB_OUTCOME_COLUMNS:
+        jobs[column.name] = np.asarray(columns[column.name])
+    jobs["status"] = pd.Categorical.from_codes(
+        np.asarray(columns["status"]), categories=list(OUTCOMES)
+    )
+    return jobs
+
+
+@contextmanager
+def _fewer_collections() -> Iterator[None]:
+    """A run makes many objects and hardly any cycles; look for those less often."""
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, 20, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+@contextmanager
+def _stopping_on_signals(driver: Driver) -> Iterator[list[int]]:
+    """Let SIGINT and SIGTERM end the run between two decisions; a second one ends it at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def stop(number: int, _: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        driver.stop()
+
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
