@@ -79,7 +79,7 @@ def read(path: Path, options: Mapping[str, str]) -> Workload:
             "right_censored": running,
         }
     )
-    jobs, repairs = clean(jobs, options)
+    jobs, repairs = clean(jobs, options, path)
     source = table.raw.source(
         "acme",
         origin=iso(origin, zone),

@@ -9,6 +9,7 @@ of Philly; Skyburst keeps successful jobs only. What a rule takes out is counted
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,9 @@ CLEANING: tuple[Option, ...] = (
 )
 
 
-def clean(jobs: pd.DataFrame, options: Mapping[str, str]) -> tuple[pd.DataFrame, list[Repair]]:
+def clean(
+    jobs: pd.DataFrame, options: Mapping[str, str], path: Path
+) -> tuple[pd.DataFrame, list[Repair]]:
     """Apply the options that are set to a canonical table; return what is left, and the repairs.
 
     The trace's origin stays where it was. A job of unknown run time is never taken out by a rule
@@ -46,7 +49,7 @@ def clean(jobs: pd.DataFrame, options: Mapping[str, str]) -> tuple[pd.DataFrame,
             repairs.append(Repair(rule=rule, rows=int(rows.sum()), example=example))
             jobs = jobs.drop(index=bad.index[rows])
     if not len(jobs):
-        raise DataError("no job is left: " + "; ".join(r.rule for r in repairs))
+        raise DataError("no job is left: " + "; ".join(r.rule for r in repairs), file=path)
     return jobs, repairs
 
 

@@ -62,7 +62,7 @@ def read(
     for column in ("submit_s", "start_s"):
         if column in jobs:
             jobs[column] -= origin
-    jobs, repairs = clean(jobs, options)
+    jobs, repairs = clean(jobs, options, path)
     source = raw.source(
         "table",
         origin=iso(origin, reader.zone) if reader.dated else None,

@@ -98,7 +98,7 @@ def read(path: Path, options: Mapping[str, str]) -> Workload:
             "status": table.choice("state", _STATES, missing="unknown"),
         }
     )
-    jobs, repairs = clean(jobs, options)
+    jobs, repairs = clean(jobs, options, path)
     source = table.raw.source(
         "helios",
         origin=iso(origin, zone),

@@ -54,7 +54,7 @@ def read(path: Path, options: Mapping[str, str]) -> Workload:
             "status": "unknown",
         }
     )
-    jobs, repairs = clean(jobs, options)
+    jobs, repairs = clean(jobs, options, path)
     source = table.raw.source(
         "philly",
         origin=iso(origin, zone),

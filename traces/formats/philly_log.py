@@ -81,7 +81,7 @@ def read(path: Path, options: Mapping[str, str]) -> Workload:
     jobs["submit_s"] -= origin
     jobs["start_s"] -= origin
     jobs = jobs.drop(columns=["last_s", "running_since_s"])
-    jobs, cleaned = clean(jobs, options)
+    jobs, cleaned = clean(jobs, options, path)
     source = raw.source(
         "philly-log",
         origin=iso(origin),
