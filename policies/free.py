@@ -202,10 +202,8 @@ class FreeGpus:
         """Say why an allocation cannot be taken now, or return None if it can."""
         nodes = self.spec.nodes
         for node, mask in allocation.shares:
-            if not 0 <= node < len(nodes):
-                return f"there is no node with index {node}"
-            if self.down >> node & 1:
-                return f"node {nodes[node].name} is out of service"
+            if not 0 <= node < len(nodes) or self.down >> node & 1:
+                return f"there is no node with index {node} in service"
             if allocation.gpu_milli == WHOLE:
                 held = mask & ~self.mask[node]
                 if held:
