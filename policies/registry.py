@@ -27,6 +27,7 @@ POLICIES: dict[str, str] = {
     "conservative": "policies.inter.conservative:Conservative",
     "sjf": "policies.inter.shortest:Sjf",
     "srtf": "policies.inter.shortest:Srtf",
+    "srsf": "policies.inter.shortest:Srsf",
     "las": "policies.inter.las:Las",
     "tiresias": "policies.inter.las:Tiresias",
     "gittins": "policies.inter.gittins:Gittins",

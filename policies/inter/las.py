@@ -40,6 +40,7 @@ class Levels(Policy):
 
     orders_running: ClassVar[bool] = True
     remembers: ClassVar[bool] = True
+    ahead: ClassVar[str] = "less attained service"
 
     def limit(self, queue: int) -> float:
         """Service (since the counters were zeroed) that ends a queue; NEVER for the last."""

@@ -1,9 +1,8 @@
-"""Shortest first: SJF (by the whole run time, once started runs to its end) and SRTF (by what is
-left, preemptive).
+"""Shortest first: SJF by the whole run time, not preemptive; SRTF and SRSF by what is left.
 
-``by=time`` orders by seconds, ``by=gpu-time`` by seconds times GPUs (what Tiresias' simulator
-calls ``shortest-gpu``, and what minimises the mean when GPUs are one divisible resource). Both
-need estimates of run time; what they are is a parameter.
+Time alone (SJF with ``by=time``, SRTF: Tiresias' simulator calls it ``shortest``) or time times
+GPUs (``by=gpu-time``, SRSF: its ``shortest-gpu``), which minimises the mean when GPUs are one
+divisible resource. All need estimates of run time; what those are is a parameter.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ class Sjf(Policy):
     blocks: bool = False
     estimates: str = "true"
     name: ClassVar[str] = "sjf"
+    ahead: ClassVar[str] = "shorter"
     needs_estimates: ClassVar[bool] = True
 
     def says(self) -> tuple[str, ...]:
@@ -55,34 +55,26 @@ class Sjf(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class Srtf(Policy):
-    """Shortest remaining time first, preemptive.
+    """Shortest remaining time first, preemptive. ``estimates``: see ``policies.estimates``."""
 
-    ``by``: time or gpu-time. ``estimates``: see ``policies.estimates``.
-    """
-
-    by: Literal["time", "gpu-time"] = "time"
     estimates: str = "true"
     name: ClassVar[str] = "srtf"
     orders_running: ClassVar[bool] = True
     needs_estimates: ClassVar[bool] = True
+    ahead: ClassVar[str] = "less time left"
 
     def says(self) -> tuple[str, ...]:
         """What the name leaves open."""
-        times = " x GPUs" if self.by == "gpu-time" else ""
-        return (
-            f"Order: estimated time left{times}, shortest first.",
-            "A job that does not fit is passed over.",
-            "Preempts whatever comes later in the order; no running job is moved for its own sake.",
-            f"Estimates of run time: {self.estimates}; a job that outruns its own comes first.",
-        )
+        return ("Order: estimated time left, shortest first.", *_preemptive(self.estimates))
 
     def order(self, job: JobState, now: float) -> float:
-        """Estimated time left (x GPUs)."""
-        left = job.remaining_s(now)
-        return left * job.gpus if self.by == "gpu-time" else left
+        """Estimated time left; negative for a job that has outrun its estimate."""
+        if job.running:
+            return job.finish_estimate_s() - now
+        return job.estimate_s - job.done_s
 
     def running_order(self, job: JobState, now: float) -> float:
-        """By time, those that run keep the order of their expected ends."""
+        """Those that run keep the order of their expected ends."""
         return job.finish_estimate_s()
 
     def plan(self, view: ClusterView) -> Draft:
@@ -90,6 +82,42 @@ class Srtf(Policy):
         draft = view.draft()
         preempt(self, view, draft)
         return draft
+
+
+@dataclass(frozen=True, kw_only=True)
+class Srsf(Policy):
+    """Shortest remaining service (time x GPUs) first, preemptive.
+
+    Running jobs of different sizes lose service at different speeds, so their order changes while
+    they run: every decision sorts them, O(running log running).
+    """
+
+    estimates: str = "true"
+    name: ClassVar[str] = "srsf"
+    needs_estimates: ClassVar[bool] = True
+    ahead: ClassVar[str] = "less service left"
+
+    def says(self) -> tuple[str, ...]:
+        """What the name leaves open."""
+        return ("Order: estimated time left x GPUs, least first.", *_preemptive(self.estimates))
+
+    def order(self, job: JobState, now: float) -> float:
+        """Estimated GPU-seconds left."""
+        return job.remaining_s(now) * job.gpus
+
+    def plan(self, view: ClusterView) -> Draft:
+        """Give the cluster to those with least left."""
+        draft = view.draft()
+        preempt(self, view, draft)
+        return draft
+
+
+def _preemptive(estimates: str) -> tuple[str, ...]:
+    return (
+        "A job that does not fit is passed over.",
+        "Preempts whatever comes later in the order; no running job is moved for its own sake.",
+        f"Estimates of run time: {estimates}; a job that outruns its own comes first.",
+    )
 
 
 def _head(blocks: bool) -> str:
