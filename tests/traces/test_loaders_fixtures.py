@@ -333,3 +333,10 @@ def test_philly_flat_repairs(tmp_path: Path) -> None:
     kept = load(tmp_path / "p.csv", options={"max_duration_s": "100"})
     assert kept.table["duration_s"].isna().sum() == 1  # unknown is not too long
     assert len(kept) == 2
+
+
+def test_philly_log_without_any_known_run_time(tmp_path: Path) -> None:
+    lost = philly_job("lost", "2017-10-08 00:00:01", [attempt("None", "None", ["gpu0"])], "Failed")
+    workload = load(write_philly_log(tmp_path, [lost]))
+    assert workload.table["duration_s"].isna().all()
+    assert workload.table["start_s"].isna().all()

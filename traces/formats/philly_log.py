@@ -69,6 +69,8 @@ def read(path: Path, options: Mapping[str, str]) -> Workload:
             expected="the publisher's cluster_job_log",
         )
     jobs = pd.DataFrame(rows)
+    for column in ("duration_s", "start_s", "last_s", "running_since_s"):
+        jobs[column] = jobs[column].astype("float64")
     twice = jobs["job_id"].duplicated()
     if twice.any():
         name = str(jobs.loc[twice, "job_id"].iloc[0])
