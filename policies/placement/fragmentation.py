@@ -1,0 +1,213 @@
+"""Fragmentation: how much idle GPU a typical job cannot use, per node and per cluster.
+
+The measure of "Beware of Fragmentation: Scheduling GPU-Sharing Workloads with Fragmentation
+Gradient Descent" (Weng et al., ATC'23, sections 3 and 4). Tasks fall into classes ``m`` of
+popularity ``p_m``. Of node ``u``, ``F_u(m)`` is
+
+- all idle GPU, if ``u`` cannot run a task of ``m`` (CPU, memory, GPU type, too few GPUs with
+  enough left), or if ``m`` needs no GPU;
+- otherwise what is idle on the GPUs that have less left than ``m`` needs of each;
+
+and ``F_u = sum of p_m F_u(m)``: the idle GPU of ``u`` that a task drawn at random cannot use.
+
+Ours: a gang that may span nodes counts as a task of one node if the type has a node of its size,
+and otherwise as a task of a whole node with its part of the CPUs and memory (the paper has no
+gangs across nodes). Popularities are those of the covered classes, made to sum to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from policies.free import WHOLE, FreeGpus, flat
+from traces import ClusterSpec, Node, Request, UsageError
+
+# Distinct node states are few while a cluster is busy with few kinds of jobs; this bounds them.
+CACHE_SIZE = 500_000
+State = tuple[int, tuple[int, ...], int | None, int | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskClass:
+    """A kind of task and the share of all tasks that are of it (0 to 1)."""
+
+    request: Request
+    share: float
+
+
+def typical(demand: Mapping[Request, int], cover: float = 0.95) -> tuple[TaskClass, ...]:
+    """Return the most frequent requests that make up ``cover`` of all jobs, most frequent first.
+
+    ``demand`` counts jobs per request. Raises :class:`UsageError` unless 0 < cover <= 1.
+    """
+    if not 0.0 < cover <= 1.0:
+        raise UsageError(f"cover is {cover}; expected a share of the jobs above 0, at most 1")
+    ranked = sorted(demand.items(), key=lambda item: (-item[1], _request_key(item[0])))
+    wanted = cover * sum(demand.values())
+    chosen: list[tuple[Request, int]] = []
+    covered = 0
+    for request, count in ranked:
+        if covered >= wanted:
+            break
+        chosen.append((request, count))
+        covered += count
+    return tuple(TaskClass(request=r, share=c / covered) for r, c in chosen if c)
+
+
+def _request_key(request: Request) -> tuple[int, int, tuple[str, ...], int, int, bool]:
+    return (
+        request.num_gpus,
+        request.gpu_milli,
+        request.gpu_types,
+        request.cpu_milli,
+        request.memory_mib,
+        request.single_node,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Need:
+    """Classes that need the same of the GPUs of one kind of node.
+
+    ``whole`` GPUs, or (``whole`` 0) ``milli`` of one. ``rows``: (share, CPU/1000, MiB).
+    """
+
+    whole: int
+    milli: int
+    share: float
+    rows: tuple[tuple[float, int, int], ...]
+
+
+class Measure:
+    """``F_u`` for the nodes of one inventory, in thousandths of a GPU; states are remembered."""
+
+    def __init__(self, classes: Sequence[TaskClass], spec: ClusterSpec) -> None:
+        widths: dict[str, int] = {}
+        for machine in spec.nodes:
+            widths[machine.gpu_type] = max(widths.get(machine.gpu_type, 0), machine.num_gpus)
+        kinds: dict[tuple[str, int], int] = {}
+        self._rules: list[tuple[float, tuple[_Need, ...]]] = []
+        self.kind_of: list[int] = []
+        for machine in spec.nodes:
+            key = (machine.gpu_type, machine.num_gpus)
+            if key not in kinds:
+                kinds[key] = len(kinds)
+                self._rules.append(_rules(classes, machine, widths[machine.gpu_type]))
+            self.kind_of.append(kinds[key])
+        self._known: list[dict[State, float]] = [{} for _ in kinds]
+
+    def milli(self, node: int, state: State) -> float:
+        """Return ``F_u`` of a node in a state.
+
+        A state is (wholly free GPUs, thousandths free on each shared GPU in ascending order,
+        CPU/1000 free, MiB free); the last two are None where the inventory states no limit.
+        """
+        kind = self.kind_of[node]
+        known = self._known[kind]
+        found = known.get(state)
+        if found is None:
+            if len(known) > CACHE_SIZE:
+                known.clear()
+            found = known[state] = self._compute(kind, state)
+        return found
+
+    def _compute(self, kind: int, state: State) -> float:
+        whole, shares, cpu_free, memory_free = state
+        sharing = sum(shares)
+        idle = whole * WHOLE + sharing
+        if not idle:
+            return 0.0
+        largest = shares[-1] if shares else 0
+        never, needs = self._rules[kind]
+        total = never * idle
+        for need in needs:
+            if need.whole:
+                fits, short = whole >= need.whole, sharing
+            else:
+                fits = whole > 0 or largest >= need.milli
+                short = sum(s for s in shares if s < need.milli)
+            if not fits:
+                total += need.share * idle
+                continue
+            runs = sum(
+                share
+                for share, cpu, memory in need.rows
+                if (cpu_free is None or cpu_free >= cpu)
+                and (memory_free is None or memory_free >= memory)
+            )
+            total += runs * short + (need.share - runs) * idle
+        return total
+
+
+def _rules(
+    classes: Sequence[TaskClass], machine: Node, width: int
+) -> tuple[float, tuple[_Need, ...]]:
+    """Sort the classes for one kind of node: the share that it can never run, and the rest."""
+    never = 0.0
+    rows: dict[tuple[int, int], list[tuple[float, int, int]]] = {}
+    for task in classes:
+        request = task.request
+        count = request.num_gpus
+        if count > width and not request.single_node:
+            count = machine.num_gpus
+        allowed = not request.gpu_types or machine.gpu_type in request.gpu_types
+        if not count or count > machine.num_gpus or not allowed:
+            never += task.share
+            continue
+        cpu = -(-request.cpu_milli * count // request.num_gpus)
+        memory = -(-request.memory_mib * count // request.num_gpus)
+        need = (count, WHOLE) if request.gpu_milli == WHOLE else (0, request.gpu_milli)
+        rows.setdefault(need, []).append((task.share, cpu, memory))
+    needs = (
+        _Need(whole, milli, sum(row[0] for row in same), tuple(same))
+        for (whole, milli), same in sorted(rows.items())
+    )
+    return never, tuple(needs)
+
+
+def state_of(free: FreeGpus, node: int) -> State:
+    """Return the state of one node, as :meth:`Measure.milli` takes it."""
+    return (
+        free.mask[node].bit_count(),
+        tuple(sorted(free.shared[node].values())),
+        free.cpu_milli[node],
+        free.memory_mib[node],
+    )
+
+
+class Fragmentation:
+    """The measure of a whole cluster, in GPUs per pool: ``Fragmentation(classes)(view.free)``.
+
+    Only nodes that changed since the last call are looked at again, so sampling a run of
+    thousands of nodes costs little.
+    """
+
+    def __init__(self, classes: Sequence[TaskClass]) -> None:
+        self.classes = tuple(classes)
+        self._spec: ClusterSpec | None = None
+
+    def __call__(self, free: FreeGpus) -> list[float]:
+        """Return fragmented GPUs of each pool, in the order of ``free.pools``."""
+        if self._spec is not free.spec:
+            self._spec = free.spec
+            self._measure = Measure(self.classes, free.spec)
+            self._seen: list[tuple[object, ...] | None] = [None] * len(free.spec.nodes)
+            self._milli = [0.0] * len(free.spec.nodes)
+        totals = [0.0] * len(free.pools)
+        now = zip(
+            flat(free.mask),
+            flat(free.shared),
+            flat(free.cpu_milli),
+            flat(free.memory_mib),
+            strict=True,
+        )
+        for node, seen in enumerate(now):
+            pool = free.pool_of[node]
+            if pool < 0:
+                continue
+            if seen != self._seen[node]:
+                self._seen[node] = seen
+                self._milli[node] = self._measure.milli(node, state_of(free, node))
+            totals[pool] += self._milli[node]
+        return [milli / WHOLE for milli in totals]
