@@ -37,6 +37,10 @@ from traces.runlog import RunLog
 Floats = NDArray[np.float64]
 
 _QUANTILES = {"median": 0.5, "p50": 0.5, "p90": 0.9, "p99": 0.99}
+# What a record says that does not decide the run; the workload is compared by content.
+_DECIDES_NOTHING = (
+    "counts", "created", "name", "revision", "span", "status", "versions", "wall_s", "workload",
+)  # fmt: skip
 _MOST_RESAMPLES, _FEWEST_RESAMPLES, _WORK = 1_000, 100, 20_000_000
 
 
@@ -48,8 +52,8 @@ class Difference:
     bound the difference, or are None where no interval can be given.
     """
 
-    value: float | None
-    difference: float | None
+    value: Number
+    difference: Number
     relative: float | None
     low: float | None
     high: float | None
@@ -60,12 +64,14 @@ class Comparison:
     """All metrics of several runs or groups of seeds against the first of them.
 
     ``labels[0]`` is the baseline; ``rows[metric][i]`` is the difference of ``labels[i]``.
-    ``methods[i]`` says where the intervals of ``labels[i]`` come from, or why there are none.
+    ``methods[i]`` says where the intervals of ``labels[i]`` come from, or why there are none, and
+    ``directories[i]`` which run directories it is.
     """
 
     labels: tuple[str, ...]
     rows: dict[str, tuple[Difference, ...]]
     methods: tuple[str, ...]
+    directories: tuple[tuple[str, ...], ...]
     confidence: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -77,6 +83,7 @@ class Comparison:
                 {
                     "label": label,
                     "interval": method,
+                    "directories": list(self.directories[i]),
                     "metrics": {
                         name: {
                             "unit": definition(name).unit,
@@ -115,7 +122,12 @@ def compare(runs: Sequence[RunLog], *, confidence: float = 0.95, seed: int = 0) 
 
 
 def read_all(runs: Sequence[RunLog]) -> list[RunTables]:
-    """Read runs and give each a label of its own: its name, and its folder where names repeat."""
+    """Read runs and give each a label of its own, as short as it can be.
+
+    That is the run's name, and its folder where names repeat. Of several names the words (between
+    dashes) with which all begin and end are left out: ``week-fifo-s1`` and ``week-srtf-s1`` are
+    ``fifo`` and ``srtf``.
+    """
     names = [str(run.record.get("name") or run.path.name) for run in runs]
     if len(set(names)) < len(names):
         pairs = zip(names, runs, strict=True)
@@ -124,7 +136,21 @@ def read_all(runs: Sequence[RunLog]) -> list[RunTables]:
         name if names.count(name) == 1 else f"{name} #{names[:i].count(name) + 1}"
         for i, name in enumerate(names)
     ]
-    return [read(run, label) for run, label in zip(runs, labels, strict=True)]
+    return [read(run, label) for run, label in zip(runs, _own_parts(labels), strict=True)]
+
+
+def _own_parts(labels: Sequence[str]) -> list[str]:
+    words = [label.split("-") for label in labels]
+    if len(labels) < 2:
+        return list(labels)
+    room = min(map(len, words)) - 1
+    before = 0
+    while before < room and len({tuple(w[: before + 1]) for w in words}) == 1:
+        before += 1
+    after = 0
+    while before + after < room and len({tuple(w[len(w) - after - 1 :]) for w in words}) == 1:
+        after += 1
+    return ["-".join(w[before : len(w) - after]) for w in words]
 
 
 def compare_read(
@@ -151,11 +177,17 @@ def compare_read(
         )
         for name in names
     }
-    return Comparison(labels=labels, rows=rows, methods=tuple(methods), confidence=confidence)
+    return Comparison(
+        labels=labels,
+        rows=rows,
+        methods=tuple(methods),
+        directories=tuple(tuple(str(i.tables.log.path) for i in g) for g in groups),
+        confidence=confidence,
+    )
 
 
 def _difference(
-    value: float | None, base: float | None, bounds: tuple[float, float] | None, *, first: bool
+    value: Number, base: Number, bounds: tuple[float, float] | None, *, first: bool
 ) -> Difference:
     known = value is not None and base is not None and not first
     difference = value - base if known and value is not None and base is not None else None
@@ -169,7 +201,9 @@ def _difference(
     )
 
 
-def _mean(values: Sequence[Number]) -> float | None:
+def _mean(values: Sequence[Number]) -> Number:
+    if len(values) == 1:
+        return values[0]
     known = [v for v in values if v is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
@@ -203,9 +237,8 @@ def _configuration(record: Mapping[str, Any]) -> str:
         load: Any = (workload.get("format"), options)
     else:
         load = workload.get("digest")
-    keys = ("kind", "policy", "placement", "cluster", "costs", "failures")
-    decided = [load, *(record.get(key) for key in keys)]
-    return json.dumps(_without_seeds(decided), sort_keys=True, default=str)
+    decided = {k: v for k, v in record.items() if k not in _DECIDES_NOTHING}
+    return json.dumps(_without_seeds([load, decided]), sort_keys=True, default=str)
 
 
 def _without_seeds(value: Any) -> Any:

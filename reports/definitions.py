@@ -10,17 +10,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 Better = Literal["lower", "higher", ""]
+Topic = Literal["Time", "Cluster", "Fairness", "Jobs"]
+TOPICS: tuple[Topic, ...] = ("Time", "Cluster", "Fairness", "Jobs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """One metric: ``unit`` ('' for a pure number), what it is, and which way is better."""
+    """One metric: ``unit`` ('' for a pure number), what it is, which way is better, and
+    the ``topic`` under which a report shows it.
+    """
 
     name: str
     unit: str
     meaning: str
     formula: str
     better: Better = ""
+    topic: Topic = "Time"
 
     @property
     def title(self) -> str:
@@ -49,7 +54,13 @@ _OF = {"mean": "mean", "median": "median", "p50": "median", "p90": "p90", "p99":
 
 
 def _spread(
-    stem: str, unit: str, words: str, meaning: str, formula: str, parts: str
+    stem: str,
+    unit: str,
+    words: str,
+    meaning: str,
+    formula: str,
+    parts: str,
+    topic: Topic = "Time",
 ) -> list[Metric]:
     metrics = []
     for part in parts.split():
@@ -62,6 +73,7 @@ def _spread(
                 meaning=meaning,
                 formula=f"{_OF[part]} of {formula}",
                 better="lower",
+                topic=topic,
             )
         )
     return metrics
@@ -95,54 +107,54 @@ METRICS: tuple[Metric, ...] = (
         "max(1, jct_s / max(duration_s, 10 s))", "mean p50 p99",
     ),
     Metric(
-        name="allocation_ratio", unit="", better="higher",
+        name="allocation_ratio", topic="Cluster", unit="", better="higher",
         meaning="GPUs held by jobs over GPUs in service, averaged over time from the first"
         " submission to the last end (shares of a GPU as fractions)",
         formula="∫ held GPUs dt / ∫ GPUs in service dt",
     ),
     Metric(
-        name="utilisation", unit="", better="higher",
+        name="utilisation", topic="Cluster", unit="", better="higher",
         meaning="the same, counting only time in which the held GPUs make progress: start,"
         " restore and migration costs are not busy time",
         formula="∫ progressing GPUs dt / ∫ GPUs in service dt",
     ),
     Metric(
-        name="allocation_ratio[*]", unit="", better="higher",
+        name="allocation_ratio[*]", topic="Cluster", unit="", better="higher",
         meaning="allocation ratio of one GPU type", formula="as allocation_ratio",
     ),
     Metric(
-        name="utilisation[*]", unit="", better="higher",
+        name="utilisation[*]", topic="Cluster", unit="", better="higher",
         meaning="utilisation of one GPU type", formula="as utilisation",
     ),
     Metric(
-        name="mean_fragmentation", unit="", better="lower",
+        name="mean_fragmentation", topic="Cluster", unit="", better="lower",
         meaning="idle GPUs that a typical job cannot use (FGD measure), over GPUs in service,"
         " averaged over time; each sample holds until the next",
         formula="∫ fragmented GPUs dt / ∫ GPUs in service dt, over the sampled time",
     ),
     Metric(
-        name="preemptions", unit="", better="lower",
+        name="preemptions", topic="Jobs", unit="", better="lower",
         meaning="times a running job was stopped by the policy", formula="sum over jobs",
     ),
     Metric(
-        name="migrations", unit="", better="lower",
+        name="migrations", topic="Jobs", unit="", better="lower",
         meaning="times a running job was moved to other devices", formula="sum over jobs",
     ),
     Metric(
-        name="failures", unit="",
+        name="failures", topic="Jobs", unit="",
         meaning="times a job lost its devices", formula="sum over jobs",
     ),
     Metric(
-        name="gpu_hours_held", unit="GPU h",
+        name="gpu_hours_held", topic="Cluster", unit="GPU h",
         meaning="attained service of all jobs", formula="sum of service_gpu_s / 3600",
     ),
     Metric(
-        name="gpu_hours_lost", unit="GPU h", better="lower",
+        name="gpu_hours_lost", topic="Cluster", unit="GPU h", better="lower",
         meaning="progress thrown away by preemptions and failures",
         formula="sum of lost_gpu_s / 3600",
     ),
     Metric(
-        name="gpu_hours_overhead", unit="GPU h", better="lower",
+        name="gpu_hours_overhead", topic="Cluster", unit="GPU h", better="lower",
         meaning="held without progress: start, restore and migration costs",
         formula="sum of overhead_gpu_s / 3600",
     ),
@@ -153,52 +165,55 @@ METRICS: tuple[Metric, ...] = (
         "T_shared / T_ideal, where T_shared = jct_s, T_ideal = duration_s x max(1, contention),"
         " and contention is the time average, over the job's life, of GPUs asked for by all active"
         " jobs / GPUs of the cluster",
-        "mean p50 p99",
+        "mean p50 p99", "Fairness",
     ),
     Metric(
-        name="max_rho", unit="", better="lower",
+        name="max_rho", topic="Fairness", unit="", better="lower",
         meaning="rho of the job that was treated worst", formula="max of rho",
     ),
     Metric(
-        name="unfair_fraction", unit="", better="lower",
+        name="unfair_fraction", topic="Fairness", unit="", better="lower",
         meaning="finished jobs whose rho is above 1 (by more than rounding), over those with a rho",
         formula="count(rho > 1 + 1e-9) / count(rho)",
     ),
     Metric(
-        name="jain_users", unit="", better="higher",
+        name="jain_users", topic="Fairness", unit="", better="higher",
         meaning="evenness of service among users: 1 if every user held the same fraction of the"
         " GPU time asked for, 1/n if one of n users got all of it",
         formula="(Σx)² / (n Σx²), x = Σ service_gpu_s / Σ GPUs asked for x time in the system,"
         " per user",
     ),
     Metric(
-        name="jain_vcs", unit="", better="higher",
+        name="jain_vcs", topic="Fairness", unit="", better="higher",
         meaning="the same among virtual clusters", formula="as jain_users, per virtual cluster",
     ),
     Metric(
-        name="jain_slowdown", unit="", better="higher",
+        name="jain_slowdown", topic="Fairness", unit="", better="higher",
         meaning="evenness of slowdown among finished jobs",
         formula="(Σx)² / (n Σx²), x = slowdown of a job",
     ),
     Metric(
-        name="submitted_jobs", unit="jobs",
+        name="submitted_jobs", topic="Jobs", unit="jobs",
         meaning="jobs submitted, rejected ones included", formula="count",
     ),
-    Metric(name="finished_jobs", unit="jobs", meaning="jobs that finished", formula="count"),
     Metric(
-        name="running_jobs", unit="jobs",
+        name="finished_jobs", topic="Jobs", unit="jobs",
+        meaning="jobs that finished", formula="count",
+    ),
+    Metric(
+        name="running_jobs", topic="Jobs", unit="jobs",
         meaning="jobs still running when the log ends", formula="count",
     ),
     Metric(
-        name="waiting_jobs", unit="jobs",
+        name="waiting_jobs", topic="Jobs", unit="jobs",
         meaning="jobs still waiting when the log ends", formula="count",
     ),
     Metric(
-        name="rejected_jobs", unit="jobs",
+        name="rejected_jobs", topic="Jobs", unit="jobs",
         meaning="jobs that this cluster can never run", formula="count",
     ),
     Metric(
-        name="unsubmitted_jobs", unit="jobs",
+        name="unsubmitted_jobs", topic="Jobs", unit="jobs",
         meaning="jobs of the trace that the log ends before", formula="count",
     ),
 )  # fmt: skip

@@ -9,7 +9,6 @@ Leaves out: anything that needs JavaScript, such as zooming. ``timeline.py`` is 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from matplotlib.axes import Axes
 
 from reports import style
 from reports.blocks import Block, Drawing, Figure, Section
+from reports.files import writing
 from reports.sections import Subject, sections, subjects
 from traces.errors import UsageError
 from traces.runlog import RunLog
@@ -31,20 +31,9 @@ def write_report(runs: Sequence[RunLog], out: Path) -> Path:
     Raises :class:`traces.errors.UsageError` when ``out`` cannot be written, and
     :class:`traces.errors.DataError` when a run cannot be read. Returns ``out``.
     """
-    return write_text(out, render(runs))
-
-
-def write_text(out: Path, text: str) -> Path:
-    """Write a file under a temporary name and rename it, so that no half of it is ever seen."""
-    if out.is_dir():
-        raise UsageError(f"--out {out}: is a directory; name a file")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(out)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UsageError(f"--out {out}: cannot be written: {error.strerror or error}") from error
+    text = render(runs)
+    with writing(out) as file:
+        file.write(text)
     return out
 
 

@@ -24,6 +24,7 @@ def facts(run: RunLog) -> Facts:
     """Return what was run as ``(name, values)`` pairs, in reading order."""
     record = run.record
     found: list[tuple[str, tuple[str, ...]]] = [
+        ("name", (str(record["name"]),) if record.get("name") else ()),
         ("run directory", (run.path.name or str(run.path),)),
         ("kind", (f"{record.get('kind', 'unknown')}, {record.get('status', 'unknown')}",)),
     ]

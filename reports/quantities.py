@@ -15,13 +15,10 @@ def number(value: Value) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     size = abs(value)
-    if size >= 1000:
-        return f"{value:,.1f}"
-    if size >= 10:
-        return f"{value:.2f}"
-    if size >= 1e-4 or size == 0:
-        return f"{value:.4f}"
-    return f"{value:.2e}"
+    for least, form in ((1000, ",.1f"), (10, ".2f"), (1e-4, ".4f")):
+        if size >= least:
+            return format(value, form)
+    return f"{value:.2e}" if value else "0"
 
 
 def signed(value: Value) -> str:
@@ -32,7 +29,9 @@ def signed(value: Value) -> str:
 
 def percent(value: float | None) -> str:
     """Write a relative difference in percent, with its sign."""
-    return "-" if value is None else f"{100 * value:+.1f} %"
+    if value is None:
+        return "-"
+    return f"{100 * value:+.1f} %" if value else "0 %"
 
 
 def duration(seconds: Value) -> str:

@@ -17,7 +17,7 @@ import pandas as pd
 from reports import figures, gantt, timeplots
 from reports.blocks import Block, Cell, Drawing, Facts, Section, Table
 from reports.compare import Comparison, Read, compare_read, read_all
-from reports.definitions import METRICS, definition, title
+from reports.definitions import METRICS, TOPICS, definition, title
 from reports.fairness import rhos, slowdowns
 from reports.metrics import Number, breakdown, metrics_of
 from reports.provenance import facts
@@ -85,28 +85,38 @@ def _value(name: str, value: Number) -> Cell:
 
 def _results(shown: Sequence[Subject]) -> Section:
     names = list(dict.fromkeys(name for s in shown for name in s.metrics))
-    rows = tuple(
-        (
-            Cell(text=title(name)),
-            Cell(text=definition(name).unit),
-            *(_value(name, s.metrics.get(name)) for s in shown),
+    blocks = tuple(
+        Table(
+            heading="",
+            caption=topic,
+            header=("metric", "unit", *(s.label for s in shown)),
+            rows=tuple(
+                (
+                    Cell(text=title(name)),
+                    Cell(text=definition(name).unit),
+                    *(_value(name, s.metrics.get(name)) for s in shown),
+                )
+                for name in names
+                if definition(name).topic == topic
+            ),
         )
-        for name in names
+        for topic in TOPICS
     )
-    table = Table(
-        heading="",
-        caption="Metrics; what each one means stands at the end. A dash: it has no value here.",
-        header=("metric", "unit", *(s.label for s in shown)),
-        rows=rows,
-    )
-    return Section(anchor="results", title="Results", words=(), blocks=(table,))
+    words = ("What each metric means stands at the end. A dash: it has no value here.",)
+    return Section(anchor="results", title="Results", words=words, blocks=blocks)
 
 
 def _what_was_run(shown: Sequence[Subject]) -> Section:
-    blocks = tuple(
-        Facts(heading=s.label if len(shown) > 1 else "", facts=facts(s.log)) for s in shown
-    )
-    return Section(anchor="what-was-run", title="What was run", words=(), blocks=blocks)
+    told = [facts(s.log) for s in shown]
+    if len(shown) == 1:
+        blocks = [Facts(heading="", facts=told[0])]
+    else:
+        same = tuple(fact for fact in told[0] if all(fact in other for other in told[1:]))
+        blocks = [Facts(heading="All runs", facts=same)]
+        for subject, found in zip(shown, told, strict=True):
+            own = tuple(fact for fact in found if fact not in same)
+            blocks.append(Facts(heading=subject.label, facts=own))
+    return Section(anchor="what-was-run", title="What was run", words=(), blocks=tuple(blocks))
 
 
 def _differences(compared: Comparison) -> Section:

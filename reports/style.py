@@ -28,7 +28,8 @@ BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 PINK, SKY, GREY = "#cc79a7", "#56b4e9", "#8a9099"
 PALETTE = (BLUE, ORANGE, GREEN, PINK, RED, SKY, GREY)
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
-HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "++")
+HATCHES = ("", "//", "..", "\\\\", "xx", "--", "++")
+STACK = (SKY, ORANGE, GREEN, PINK, GREY, BLUE, RED)
 
 _RC: Any = {
     "svg.fonttype": "none",
@@ -177,7 +178,7 @@ def thin(values: NDArray[np.float64], points: int = 400) -> tuple[NDArray[Any], 
 
 def label(name: str) -> str:
     """Make any name a legend entry: one line, not long, and shown even if it begins with ``_``."""
-    short = axis_words([" ".join(name.split())], 28)[0]
+    short = axis_words([" ".join(name.split())], 32)[0]
     return f"\u200b{short}" if short.startswith("_") else short
 
 

@@ -21,6 +21,7 @@ from reports.style import (
     HATCHES,
     INK,
     PALETTE,
+    STACK,
     TimeUnit,
     legend,
     line,
@@ -68,7 +69,7 @@ def allocation(ax: Axes, tables: RunTables, load: Series) -> None:
                 x,
                 baseline=floor,
                 fill=True,
-                facecolor=PALETTE[(index + 5) % len(PALETTE)] if index else PALETTE[5],
+                facecolor=STACK[index % len(STACK)],
                 hatch=HATCHES[index % len(HATCHES)],
                 edgecolor=INK if index else "none",
                 linewidth=0,
@@ -115,7 +116,7 @@ def utilisation_by_type(ax: Axes, tables: RunTables, load: Series) -> None:
         ax.stairs(
             share, edges / unit.seconds, baseline=None, label=style_label(name), **line(index)
         )
-    ax.set_ylim(0, 1.03)
+    ax.set_ylim(0, max(1.03, ax.get_ylim()[1]))
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set_ylabel("utilisation")
     legend(ax, beside=True)

@@ -1,0 +1,176 @@
+"""``tandem report``, ``metrics``, ``compare`` and ``timeline``: each is one function call."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reports.compare import Comparison
+
+
+def add_commands(subparsers: Any) -> None:
+    """Register this room's commands."""
+    report = subparsers.add_parser(
+        "report",
+        help="write one HTML file that shows a run, or several side by side",
+        description="Write one self-contained HTML file: metrics, figures, what was run.",
+    )
+    report.add_argument("runs", nargs="+", metavar="RUN", help="run directory")
+    report.add_argument(
+        "--out",
+        metavar="FILE",
+        help="HTML file (default: RUN/report.html, for several runs ./report.html)",
+    )
+    report.add_argument("--quiet", action="store_true", help="do not say where it is")
+    report.set_defaults(run=_report)
+
+    metrics = subparsers.add_parser("metrics", help="print the metrics of a run")
+    metrics.add_argument("runs", nargs=1, metavar="RUN", help="run directory")
+    metrics.add_argument("--json", action="store_true", help="as JSON, under the glossary's names")
+    metrics.set_defaults(run=_metrics)
+
+    compare = subparsers.add_parser(
+        "compare",
+        help="metrics of several runs against the first, with bootstrap intervals",
+        description="Compare runs with the first. Runs that differ only in their seed are one"
+        " group and give intervals over seeds; otherwise intervals are over jobs.",
+    )
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="run directory; two or more")
+    compare.add_argument("--json", action="store_true", help="as JSON")
+    compare.add_argument(
+        "--confidence", type=float, default=0.95, metavar="P", help="of intervals (default: 0.95)"
+    )
+    compare.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)"
+    )
+    compare.set_defaults(run=_compare)
+
+    timeline = subparsers.add_parser(
+        "timeline",
+        help="write a timeline that Perfetto opens",
+        description="Write trace-event JSON for ui.perfetto.dev: a process per node, a thread per"
+        " GPU, a slice per allocation.",
+    )
+    timeline.add_argument("runs", nargs=1, metavar="RUN", help="run directory")
+    timeline.add_argument(
+        "--out", metavar="FILE", help="default: RUN/timeline.json.gz; .gz is compressed"
+    )
+    timeline.add_argument(
+        "--from", dest="start_s", type=float, metavar="S", help="begin at this second"
+    )
+    timeline.add_argument("--to", dest="end_s", type=float, metavar="S", help="end at this second")
+    timeline.set_defaults(run=_timeline)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from reports.html import write_report
+    from traces.runlog import RunLog
+
+    runs = [RunLog.open(path) for path in args.runs]
+    where = Path(args.runs[0]) if len(runs) == 1 else Path()
+    out = write_report(runs, Path(args.out) if args.out else where / "report.html")
+    if not args.quiet:
+        print(out)
+    return 0
+
+
+def _metrics(args: argparse.Namespace) -> int:
+    from reports.metrics import metrics
+    from traces.runlog import RunLog
+
+    run = RunLog.open(args.runs[0])
+    found = metrics(run)
+    if args.json:
+        _print_json(found)
+        return 0
+    from reports.definitions import definition, title
+    from reports.quantities import duration, number
+
+    if run.partial:
+        print("partial run: these numbers are of the part that was logged")
+    lines = [
+        (title(n), number(v), definition(n).unit, duration(v) if definition(n).unit == "s" else "")
+        for n, v in found.items()
+    ]
+    _print_columns(lines, left=(0, 2, 3))
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from reports.compare import compare
+    from traces.errors import UsageError
+    from traces.runlog import RunLog
+
+    if not 0 < args.confidence < 1:
+        raise UsageError(f"--confidence {args.confidence}: expected a number between 0 and 1")
+    if args.seed < 0:
+        raise UsageError(f"--seed {args.seed}: expected 0 or more")
+    runs = [RunLog.open(path) for path in args.runs]
+    found = compare(runs, confidence=args.confidence, seed=args.seed)
+    if args.json:
+        _print_json(found.as_dict())
+    else:
+        _print_comparison(found)
+    return 0
+
+
+def _print_comparison(found: Comparison) -> None:
+    from reports.definitions import definition, title
+    from reports.quantities import number, percent, signed
+
+    for i, label in enumerate(found.labels[1:], start=1):
+        lines = [
+            (
+                "metric", "unit", found.labels[0], label, "difference", "%",
+                f"{100 * found.confidence:g} % interval",
+            )
+        ]  # fmt: skip
+        for name, row in found.rows.items():
+            base, other = row[0], row[i]
+            if base.value is None and other.value is None:
+                continue
+            interval = "" if other.low is None else f"{signed(other.low)} to {signed(other.high)}"
+            lines.append(
+                (
+                    title(name),
+                    definition(name).unit,
+                    number(base.value),
+                    number(other.value),
+                    signed(other.difference),
+                    percent(other.relative),
+                    interval,
+                )
+            )
+        print(("\n" if i > 1 else "") + f"{label} against {found.labels[0]}")
+        print(f"interval: {found.methods[i]}\n")
+        _print_columns(lines, left=(0, 1))
+
+
+def _timeline(args: argparse.Namespace) -> int:
+    from reports.timeline import write_timeline
+    from traces.runlog import RunLog
+
+    run = RunLog.open(args.runs[0])
+    out = Path(args.out) if args.out else run.path / "timeline.json.gz"
+    count = write_timeline(run, out, start_s=args.start_s, end_s=args.end_s)
+    print(f"{out} ({count:,} events; open it at https://ui.perfetto.dev)")
+    return 0
+
+
+def _print_columns(lines: Sequence[tuple[str, ...]], left: tuple[int, ...]) -> None:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    for line in lines:
+        cells = [
+            text.ljust(width) if i in left else text.rjust(width)
+            for i, (text, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    print(json.dumps(value, indent=2, allow_nan=False))
