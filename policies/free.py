@@ -111,6 +111,7 @@ class FreeGpus:
 
     __slots__ = (
         "_own",
+        "_shares_own",
         "bits",
         "cpu_milli",
         "down",
@@ -138,7 +139,8 @@ class FreeGpus:
         self.memory_mib: Any = [n.memory_mib for n in spec.nodes]
         self.limited = any(n.cpu_milli is not None or n.memory_mib is not None for n in spec.nodes)
         self.down = 0
-        self._own: set[int] | None = None
+        self._own: set[int] | None = None  # pools copied by this fork; None: the live index
+        self._shares_own = False
         for node, machine in enumerate(spec.nodes):
             if machine.num_gpus:
                 pool = self.pools[self.pool_of[node]]
@@ -156,12 +158,27 @@ class FreeGpus:
         other.pools = self.pools.copy()
         other.pool_of = self.pool_of
         other.mask = Overlay(self.mask)
-        other.shared = Overlay(self.shared)
-        other.cpu_milli = Overlay(self.cpu_milli)
-        other.memory_mib = Overlay(self.memory_mib)
+        other.shared = self.shared  # overlaid before the first write
         other.limited = self.limited
+        other.cpu_milli = Overlay(self.cpu_milli) if self.limited else self.cpu_milli
+        other.memory_mib = Overlay(self.memory_mib) if self.limited else self.memory_mib
         other.down = self.down
         other._own = set()
+        other._shares_own = False
+        return other
+
+    def twin(self) -> FreeGpus:
+        """Return a copy of a fork that is as near to the live index as the fork itself.
+
+        ``fork()`` of a fork reads through it; a long chain of those would be slow.
+        """
+        assert self._own is not None, "the live index has forks, not twins"
+        other = self.fork()
+        for name in ("mask", "shared", "cpu_milli", "memory_mib"):
+            mine = getattr(self, name)
+            copied = Overlay(mine.base)
+            copied.update(mine)
+            setattr(other, name, copied)
         return other
 
     def candidates(self, request: Request) -> Iterator[Pool]:
@@ -288,6 +305,9 @@ class FreeGpus:
 
     def _share(self, node: int, gpu: int, milli: int) -> None:
         """Change the free thousandths of one GPU by ``milli``; it may leave or rejoin the whole."""
+        if self._own is not None and not self._shares_own:
+            self.shared = Overlay(self.shared)
+            self._shares_own = True
         shares = dict(self.shared[node])
         before = self.milli(node, gpu)
         after = before + milli

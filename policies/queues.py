@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from heapq import heapify, heappop, heappush, heapreplace, merge
 from typing import Any
 
-from sortedcontainers import SortedList
-
+from policies.ordered import Ordered
 from policies.state import JobState
 from traces import Request
 
@@ -32,7 +31,7 @@ class Shape:
         self.gpus = request.gpus
         self.milli = request.num_gpus * request.gpu_milli
         self.pools = pools  # indices of the pools it may run in
-        self.waiting: Any = SortedList()
+        self.waiting = Ordered()
 
     def __repr__(self) -> str:
         of = "" if self.group is None else f" of {self.group}"
@@ -42,12 +41,13 @@ class Shape:
 class WaitingJobs:
     """Waiting jobs in the policy's order."""
 
-    __slots__ = ("_count", "_milli", "shapes")
+    __slots__ = ("_count", "_first", "_milli", "shapes")
 
     def __init__(self) -> None:
         self.shapes: list[Shape] = []  # those with somebody waiting, in order of first need
         self._count = 0
         self._milli = 0
+        self._first: Entry | None = None  # if known
 
     def __len__(self) -> int:
         return self._count
@@ -66,11 +66,14 @@ class WaitingJobs:
 
     def first(self) -> JobState | None:
         """The first job in order, or None."""
-        best: Entry | None = None
-        for shape in self.shapes:
-            entry: Entry = shape.waiting[0]
-            if best is None or entry < best:
-                best = entry
+        best = self._first
+        if best is None:
+            for shape in self.shapes:
+                waiting = shape.waiting
+                entry: Entry = waiting.items[waiting.head]
+                if best is None or entry < best:
+                    best = entry
+            self._first = best
         return None if best is None else best[2]
 
     def walk(self) -> Walk:
@@ -86,22 +89,23 @@ class WaitingJobs:
         """Enter a job under its key."""
         shape = job.shape
         waiting = shape.waiting
-        if not waiting:
+        if len(waiting.items) == waiting.head:
             self.shapes.append(shape)
         job.entry = entry = (key, job.rank, job)
         waiting.add(entry)
         self._count += 1
         self._milli += shape.milli
+        if self._first is not None and entry < self._first:
+            self._first = entry
 
     def remove(self, job: JobState) -> None:
         """Take a job out."""
         shape = job.shape
         waiting = shape.waiting
-        if waiting[0] is job.entry:
-            del waiting[0]
-        else:
-            waiting.remove(job.entry)
-        if not waiting:
+        waiting.remove(job.entry)
+        if job.entry is self._first:
+            self._first = None
+        if len(waiting.items) == waiting.head:
             self.shapes.remove(shape)
         job.entry = None
         self._count -= 1
@@ -111,13 +115,18 @@ class WaitingJobs:
 class Walk:
     """A pass over waiting jobs in order; ``skip_shape()`` leaves out all jobs like the last one.
 
-    Draws jobs one by one from the heads of the shapes, so a pass costs what it visits.
+    Draws jobs one by one from the heads of the shapes, so a pass costs what it visits. ``after``:
+    begin behind this entry.
     """
 
     __slots__ = ("_heap", "_last")
 
-    def __init__(self, shapes: list[Shape]) -> None:
-        self._heap: list[tuple[Entry, Shape, int]] = [(s.waiting[0], s, 0) for s in shapes]
+    def __init__(self, shapes: list[Shape], after: Entry | None = None) -> None:
+        if after is None:
+            self._heap: list[tuple[Entry, Shape, int]] = [(s.waiting[0], s, 0) for s in shapes]
+        else:
+            places = [(s, s.waiting.bisect_right(after)) for s in shapes]
+            self._heap = [(s.waiting[i], s, i) for s, i in places if i < len(s.waiting)]
         heapify(self._heap)
         self._last = False
 
@@ -152,7 +161,7 @@ class RunningJobs:
     __slots__ = ("_milli", "members", "order")
 
     def __init__(self, *, ordered: bool) -> None:
-        self.order: Any = SortedList() if ordered else None
+        self.order = Ordered() if ordered else None
         self.members: dict[int, JobState] = {}
         self._milli = 0
 
