@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from traces.job import Job, Request
     from traces.loading import load, load_cluster
     from traces.runlog import RunLog, RunWriter
+    from traces.scale import offered_load, scale_to_load
+    from traces.synthetic import generate
     from traces.workload import Repair, Source, Workload
 else:
     __getattr__ = lazy_exports(
@@ -27,12 +29,15 @@ else:
             "Job": "traces.job",
             "Links": "traces.cluster",
             "Node": "traces.cluster",
+            "offered_load": "traces.scale",
+            "generate": "traces.synthetic",
             "load": "traces.loading",
             "load_cluster": "traces.loading",
             "Repair": "traces.workload",
             "Request": "traces.job",
             "RunLog": "traces.runlog",
             "RunWriter": "traces.runlog",
+            "scale_to_load": "traces.scale",
             "Source": "traces.workload",
             "Workload": "traces.workload",
         },
@@ -53,6 +58,9 @@ __all__ = [
     "TandemError",
     "UsageError",
     "Workload",
+    "generate",
     "load",
     "load_cluster",
+    "offered_load",
+    "scale_to_load",
 ]

@@ -152,7 +152,9 @@ def _add_generate(commands: Any) -> None:
     size.add_argument("--days", type=float, help="length, before any stretching to a load")
     size.add_argument("--jobs", type=int, help="exactly so many jobs")
     _add_load(parser)
-    parser.add_argument("--users", type=int, default=0, help="draw so many users")
+    parser.add_argument(
+        "--users", type=int, default=0, help="draw so many users, in each virtual cluster"
+    )
     parser.add_argument("--vcs", type=int, default=0, help="draw so many virtual clusters")
     parser.add_argument(
         "--estimates",
@@ -257,10 +259,11 @@ def convert(args: argparse.Namespace) -> int:
 
 def generate(args: argparse.Namespace) -> int:
     """``tandem traces generate``: :func:`traces.synthetic.generate`, then write."""
-    from traces.convert import write
+    from traces.convert import check_target, write
     from traces.loading import load_cluster
     from traces.synthetic import generate as draw
 
+    check_target(args.out, force=args.force)
     options: dict[str, Any] = dict(pairs(args.set, "--set"))
     known = ("seed", "days", "jobs", "load", "cluster", "users", "vcs", "estimates")
     for name in options:
@@ -318,9 +321,10 @@ def fetch(args: argparse.Namespace) -> int:
 
 def sample(args: argparse.Namespace) -> int:
     """``tandem traces sample``: :func:`traces.sample.sample`, then write."""
-    from traces.convert import write
+    from traces.convert import check_target, write
     from traces.sample import sample as take
 
+    check_target(args.out, force=args.force)
     part = take(
         _load(args),
         by=args.by,

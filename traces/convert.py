@@ -48,7 +48,7 @@ def convert(
     of its GPUs (:func:`traces.scale.scale_to_load`). Raises what :func:`traces.load`,
     :func:`write` and ``scale_to_load`` raise.
     """
-    _refuse_target(Path(target), force=force)
+    check_target(Path(target), force=force)
     if (load_factor is None) != (cluster is None):
         raise UsageError("a load and a cluster belong together: 0.9 of 64x8:v100")
     workload = load(source, format, options=options, columns=columns)
@@ -68,7 +68,7 @@ def write(
     :class:`DataError` for text that would not come back.
     """
     target = Path(target)
-    ending = _refuse_target(target, force=force)
+    ending = check_target(target, force=force)
     target.parent.mkdir(parents=True, exist_ok=True)
     _refuse_lost_text(workload, target)
     past = _with_history(workload.source)
@@ -83,8 +83,13 @@ def write(
     return (_put(target, bytes_), beside)
 
 
-def _refuse_target(target: Path, *, force: bool) -> str:
-    """Return the ending of a target that may be written; otherwise say why not."""
+def check_target(target: str | os.PathLike[str], *, force: bool = False) -> str:
+    """Return the ending of a target that may be written.
+
+    Raises :class:`UsageError` for a directory, another ending or, without ``force``, a file that is
+    there. Commands ask before they work.
+    """
+    target = Path(target)
     if target.is_dir():
         raise UsageError(f"{target}: is a directory; name a file ending in {', '.join(ENDINGS)}")
     if target.exists() and not force:

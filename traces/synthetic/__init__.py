@@ -44,9 +44,10 @@ def generate(
     """Draw a workload of ``days`` days or of exactly ``jobs`` jobs (the first so many).
 
     ``load`` with ``cluster`` stretches time until the jobs offer that fraction of its GPUs
-    (:func:`traces.scale.scale_to_load`; ``days`` counts the days before that). ``users`` and
-    ``vcs`` above 0 draw that many submitters, the k-th with weight 1/k (``philly`` has its own
-    virtual clusters unless ``vcs`` is given). ``estimates`` above 0 is the sigma of the users'
+    (:func:`traces.scale.scale_to_load`; ``days`` counts the days before that). ``vcs`` above 0
+    draws a virtual cluster out of so many, ``users`` a user out of so many in each virtual cluster,
+    the k-th with weight 1/k, once per burst (``philly`` has its own virtual clusters unless ``vcs``
+    is given). ``estimates`` above 0 is the sigma of the users'
     over-estimate: estimate = run time x exp(sigma |z|), z standard normal, so never too short and
     with median factor exp(0.67 sigma). ``options`` are the kind's own (``KINDS[kind].options``).
 
