@@ -176,9 +176,11 @@ class FreeGpus:
         other = self.fork()
         for name in ("mask", "shared", "cpu_milli", "memory_mib"):
             mine = getattr(self, name)
-            copied = Overlay(mine.base)
-            copied.update(mine)
-            setattr(other, name, copied)
+            if isinstance(mine, Overlay):
+                copied = Overlay(mine.base)
+                copied.update(mine)
+                setattr(other, name, copied)
+        other._shares_own = self._shares_own
         return other
 
     def candidates(self, request: Request) -> Iterator[Pool]:

@@ -37,31 +37,63 @@ class Plan:
 
 
 class Draft(Plan):
-    """A plan in the making, over one view."""
+    """A plan in the making, over one view.
 
-    __slots__ = ("free", "view")
+    ``free`` is the index as it would be under the plan so far. It is forked only when it is looked
+    at after a change: most decisions change one thing and never look again.
+    """
+
+    __slots__ = ("_counts", "_pending", "_scratch", "view")
 
     def __init__(self, view: ClusterView) -> None:
         self.changes = {}
         self.view = view
-        self.free: FreeGpus = view.free  # forked before the first write
+        self._scratch: FreeGpus | None = None
+        self._pending: list[tuple[Allocation, JobState]] = []  # taken, not yet from the scratch
+        self._counts: list[int] | None = None  # wholly free GPUs by pool, once something is taken
 
-    def _scratch(self) -> FreeGpus:
-        if self.free is self.view.free:
-            self.free = self.view.free.fork()
-        return self.free
+    @property
+    def free(self) -> FreeGpus:
+        """The free devices under this plan (to read; ``fork()`` it to try things)."""
+        return self._changed() if self._pending else self._scratch or self.view.free
+
+    def _changed(self) -> FreeGpus:
+        """The scratch index, up to date."""
+        scratch = self._scratch
+        if scratch is None:
+            scratch = self._scratch = self.view.free.fork()
+        for allocation, job in self._pending:
+            scratch.take(allocation, job.request)
+        self._pending.clear()
+        return scratch
+
+    def _take(self, allocation: Allocation, job: JobState) -> None:
+        if self._scratch is not None or not job.shape.whole:
+            self._changed().take(allocation, job.request)
+            self._counts = None
+            return
+        if self._counts is None:
+            self._counts = [pool.free for pool in self.view.free.pools]
+        pool = self.view.free.pool_of[allocation.shares[0][0]]
+        self._counts[pool] -= job.shape.num_gpus
+        self._pending.append((allocation, job))
 
     def enough(self, shape: Shape) -> bool:
         """Whether enough GPUs are free by count in some pool (placement may still say no)."""
-        pools = self.free.pools
-        if shape.request.gpu_milli == 1000:
+        if not shape.whole:
+            pools = self.free.pools
+            return shape.num_gpus == 0 or any(
+                pools[i].free or pools[i].share_milli >= shape.milli for i in shape.pools
+            )
+        counts = self._counts
+        if counts is None:
+            pools = (self._scratch or self.view.free).pools
             for index in shape.pools:
                 if pools[index].free >= shape.num_gpus:
                     return True
-            return shape.num_gpus == 0
+            return False
         for index in shape.pools:
-            pool = pools[index]
-            if pool.free or pool.share_milli >= shape.milli:
+            if counts[index] >= shape.num_gpus:
                 return True
         return False
 
@@ -77,7 +109,7 @@ class Draft(Plan):
 
     def put(self, job: JobState, allocation: Allocation) -> None:
         """Plan to run a job on devices that are free here, found by the policy itself."""
-        self._scratch().take(allocation, job.request)
+        self._take(allocation, job)
         self.changes[job] = allocation
         if job.phase == RUNNING and allocation == job.allocation:
             del self.changes[job]  # stopped and put back where it was: nothing changes
@@ -86,7 +118,8 @@ class Draft(Plan):
         """Plan that a job (running, or started in this draft) does not run."""
         held = self.changes.get(job, job.allocation)
         assert held is not None, f"{job} holds nothing"
-        self._scratch().give(held, job.request)
+        self._changed().give(held, job.request)
+        self._counts = None
         if job.phase == RUNNING:
             self.changes[job] = None
         else:
@@ -97,6 +130,7 @@ class Draft(Plan):
         assert job.allocation is not None
         if self.free.missing(job.allocation, job.request) is not None:
             return False
-        self._scratch().take(job.allocation, job.request)
+        self._changed().take(job.allocation, job.request)
+        self._counts = None
         del self.changes[job]
         return True

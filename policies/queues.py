@@ -22,7 +22,7 @@ Entry = tuple[Any, int, JobState]
 class Shape:
     """Jobs that are alike to a placement: their request, their group, and those that wait."""
 
-    __slots__ = ("gpus", "group", "milli", "num_gpus", "pools", "request", "waiting")
+    __slots__ = ("gpus", "group", "milli", "num_gpus", "pools", "request", "waiting", "whole")
 
     def __init__(self, request: Request, group: str | None, pools: tuple[int, ...]) -> None:
         self.request = request
@@ -30,6 +30,7 @@ class Shape:
         self.num_gpus = request.num_gpus
         self.gpus = request.gpus
         self.milli = request.num_gpus * request.gpu_milli
+        self.whole = request.num_gpus > 0 and request.gpu_milli == 1000
         self.pools = pools  # indices of the pools it may run in
         self.waiting = Ordered()
 

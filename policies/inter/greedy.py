@@ -28,7 +28,12 @@ from policies.view import ClusterView
 def admit(view: ClusterView, draft: Draft, *, blocks: bool) -> None:
     """Start waiting jobs in order; at a misfit stop (``blocks``) or pass on to the next."""
     if blocks:
-        for job in view.waiting:
+        first = view.waiting.first()
+        if first is None or not draft.start(first):
+            return
+        line = iter(view.waiting.walk())
+        next(line)
+        for job in line:
             if not draft.start(job):
                 return
         return
