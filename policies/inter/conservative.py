@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar
 
 from policies.contract import Policy
@@ -75,28 +76,33 @@ class Conservative(Policy):
     ) -> tuple[Draft, dict[JobState, float]]:
         """Return the plan, and the reserved instant (s) of each job that was planned.
 
-        Planning stops as soon as nobody can start now; with ``until`` it goes on to that job.
+        Planning stops behind the last job that may still start now; with ``until`` it goes on to
+        that job.
         """
         draft = view.draft()
         booked: dict[JobState, float] = {}
-        calendar: Calendar | DeviceCalendar | None = None
-        for position, job in enumerate(view.waiting):
-            if position >= self.depth or (until is None and not _anyone(view, draft)):
+        jobs = islice(view.waiting, self.depth)
+        for head in jobs:  # nobody before it waits
+            if not draft.start(head):
                 break
-            if calendar is None:
-                if draft.start(job):  # nobody before it waits
-                    booked[job] = view.now
-                    continue
-                calendar = _calendar(view, draft)
+            booked[head] = view.now
+        else:
+            return draft, booked
+        if until is None and not any(draft.enough(shape) for shape in view.waiting.shapes):
+            return draft, booked
+        calendar = _calendar(view, draft)
+        queue = [head, *jobs]
+        last = len(queue) - 1
+        for position, job in enumerate(queue):
+            if until is None:
+                while last >= position and not calendar.may_start(queue[last]):
+                    last -= 1
+                if last < position:
+                    break
             booked[job] = calendar.book(job)
             if job is until:
                 break
         return draft, booked
-
-
-def _anyone(view: ClusterView, draft: Draft) -> bool:
-    """Whether any waiting job fits by count now."""
-    return any(draft.enough(shape) for shape in view.waiting.shapes)
 
 
 def _calendar(view: ClusterView, draft: Draft) -> Calendar | DeviceCalendar:
@@ -120,6 +126,7 @@ class Profile:
         self.times_s = [now]
         self.free = [free]
         self._first_s: dict[int, float] = {}  # by need: no room before this instant
+        self._lasts_s: dict[int, float] = {}  # by need: the room there is now ends then
 
     def release(self, time_s: float, count: int) -> None:
         """``count`` GPUs become free at ``time_s``; instants in ascending order."""
@@ -152,8 +159,17 @@ class Profile:
                 start += 1
         return INFINITY
 
+    def lasts(self, need: int) -> float:
+        """The instant at which there is first no room for ``need`` GPUs; infinity: never."""
+        known = self._lasts_s.get(need)
+        if known is None:
+            short = (t for t, free in zip(self.times_s, self.free, strict=True) if free < need)
+            known = self._lasts_s[need] = next(short, INFINITY)
+        return known
+
     def take(self, start_s: float, end_s: float, count: int) -> None:
         """Reserve ``count`` GPUs over [start_s, end_s)."""
+        self._lasts_s.clear()
         first = self._cut(start_s)
         for step in range(first, self._cut(end_s)):
             self.free[step] -= count
@@ -182,6 +198,11 @@ class Calendar:
             pool = pool_of[allocation.shares[0][0]]
             if pool >= 0:
                 self.profiles[pool].release(end_s, job.shape.num_gpus)
+
+    def may_start(self, job: JobState) -> bool:
+        """Whether there is room for its whole run from now on (there will not be more)."""
+        end_s, need = _until(self.view.now, job, self.view.now), job.shape.num_gpus
+        return any(self.profiles[index].lasts(need) >= end_s for index in job.shape.pools)
 
     def book(self, job: JobState) -> float:
         """Reserve the earliest room for a job, and start it if that is now."""
@@ -221,6 +242,10 @@ class DeviceCalendar:
                 self.times_s.append(end_s)
                 self.free.append(self.free[-1].twin())
             self.free[-1].give(allocation, job.request)
+
+    def may_start(self, job: JobState) -> bool:
+        """Whether there are enough GPUs by count now (there will not be more)."""
+        return self._enough(job, self.free[0])
 
     def book(self, job: JobState) -> float:
         """Reserve the earliest room for a job, and start it if that is now."""
