@@ -146,7 +146,7 @@ def test_rows_become_jobs(tmp_path: Path) -> None:
         "a,6000,12288,1,460,V100M32|T4|V100M32,LS,Succeeded,10,110,30",
         "b,4000,0,0,0,,BE,Running,5,200,5",
         "c,4000,8192,2,1000,,BE,Pending,7,90,",
-        "d,4000,8192,1,1000,,BE,Failed,8,20,50",
+        "d,4000,,1,1000,,BE,Failed,8,20,50",
     )
     b, c, d, a = workload.jobs()
     assert (a.job_id, a.submit_s, a.duration_s, a.priority) == ("a", 10, 80, "LS")

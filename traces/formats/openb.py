@@ -61,7 +61,8 @@ def read(path: Path, options: Mapping[str, str]) -> Workload:
     duration = end - start
     table.note(duration < 0, "the pod was deleted before it was scheduled: run time unknown")
     memory = table.integer("memory_mib", nullable=True)
-    table.note(memory == 0, "memory 0 MiB: taken as unknown")
+    unsaid = (memory == 0).fillna(False)
+    table.note(unsaid, "memory 0 MiB: taken as unknown")
     last = end.max()
     censored = (status == "running").to_numpy(dtype=bool) & (end == last).to_numpy()
     jobs = pd.DataFrame(
@@ -75,7 +76,7 @@ def read(path: Path, options: Mapping[str, str]) -> Workload:
             "gpu_type": _alternatives(table),
             "num_workers": 1,
             "cpu_milli": table.integer("cpu_milli", nullable=True),
-            "memory_mib": memory.mask(memory == 0),
+            "memory_mib": memory.mask(unsaid),
             "single_node": True,
             "kind": "other",
             "priority": table.text("qos"),
