@@ -40,5 +40,5 @@ def writing(out: Path, *, compressed: bool = False) -> Iterator[TextIO]:
         temporary.unlink(missing_ok=True)
 
 
-def _text(raw: IO[bytes]) -> TextIO:
+def _text(raw: IO[bytes] | gzip.GzipFile) -> TextIO:
     return TextIOWrapper(raw, encoding="utf-8", newline="\n")

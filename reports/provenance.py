@@ -99,10 +99,11 @@ def _repair(repair: Any) -> str:
 
 def _plain(value: Any) -> tuple[str, ...]:
     if isinstance(value, Mapping):
-        return tuple(f"{k}: {_short(v)}" for k, v in sorted(value.items()) if v is not None)
+        known = ((k, v) for k, v in sorted(value.items()) if v not in (None, "", {}, []))
+        return tuple(f"{k}: {_short(v)}" for k, v in known)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(_short(v) for v in value)
-    return (_short(value),)
+    return () if value is None else (_short(value),)
 
 
 def _short(value: Any) -> str:

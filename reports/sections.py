@@ -227,7 +227,7 @@ def _fairness(shown: Sequence[Subject]) -> Section:
                 heading=f"By virtual cluster: {what}",
                 caption="Finished jobs of each virtual cluster, most GPU-hours first." + most,
                 draw=partial(figures.group_bars, tables=hours, column=column, what=what),
-                height_in=1.0 + min(len(first), GROUPS) * (0.12 + 0.13 * len(shown)),
+                height_in=1.0 + min(len(first), GROUPS) * (0.14 + 0.08 * len(shown)),
             )
             for column, what in (
                 ("mean_rho", "mean rho"),
@@ -296,7 +296,7 @@ def _inside(subject: Subject, place: int, left_out: Sequence[str]) -> Section:
             draw=lambda ax: timeplots.utilisation_by_type(ax, tables, load),
         ),
     ]
-    if not tables.samples.empty:
+    if tables.samples["fragmented_gpus"].notna().any():
         blocks.append(
             Drawing(
                 heading="Fragmentation",
