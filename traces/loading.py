@@ -64,7 +64,7 @@ def load_cluster(text_or_path: str | os.PathLike[str]) -> ClusterSpec:
     """
     path = Path(text_or_path)
     text = str(text_or_path)
-    is_file = path.exists()
+    is_file = _exists(path)
     looks_like_file = (
         not isinstance(text_or_path, str)
         or os.sep in text
@@ -87,6 +87,13 @@ def load_cluster(text_or_path: str | os.PathLike[str]) -> ClusterSpec:
             expected="a table with node, gpu_type and num_gpus, or of " + "; ".join(known),
         )
     return found.load().read_nodes(path)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # an inventory's text can be too long for a file name
+        return False
 
 
 def _load_table(path: Path, options: Mapping[str, str], columns: Mapping[str, str]) -> Workload:

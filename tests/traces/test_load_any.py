@@ -102,6 +102,8 @@ def test_missing_files_and_directories(tmp_path: Path) -> None:
         load(tmp_path / "nothing.csv")
     with pytest.raises(DataError, match="no known format"):
         load(tmp_path)
+    with pytest.raises(DataError, match="cannot be read"):
+        load("x" * 5_000)
     with pytest.raises(DataError, match="is a directory"):
         load(tmp_path, format="tiresias")
 
@@ -286,6 +288,7 @@ def test_a_run_is_a_trace(tmp_path: Path) -> None:
 
 def test_clusters(tmp_path: Path) -> None:
     assert load_cluster("4x8:a100").num_gpus == 32
+    assert load_cluster(",".join(["1x8:a100"] * 500)).num_gpus == 4_000
     nodes = b"node,gpu_type,num_gpus,memory_mib,rack\nn1,t4,4,1024,r1\nn2,t4,8,,\n"
     spec = load_cluster(put(tmp_path, "nodes.csv", nodes))
     assert [(n.name, n.num_gpus, n.memory_mib, n.rack) for n in spec.nodes] == [

@@ -134,8 +134,9 @@ def test_philly_log_says_what_is_wrong(tmp_path: Path, text: str, words: list[st
 def test_philly_log_status_and_twice(tmp_path: Path) -> None:
     ran = [attempt("2017-10-07 01:12:09", "2017-10-07 01:13:23", EIGHT)]
     odd = philly_job("odd", "2017-10-07 01:11:39", ran, "Passed")
-    with pytest.raises(DataError, match=r"job 0 of the array \(odd\).*Pass, Failed, Killed"):
-        load(write_philly_log(tmp_path, [odd]))
+    workload = load(write_philly_log(tmp_path, [odd]))
+    assert workload.table["status"].tolist() == ["unknown"]
+    assert repairs(workload) == {"status is none of Pass, Failed, Killed: unknown": 1}
     with pytest.raises(DataError, match="there twice"):
         load(write_philly_log(tmp_path, [README_JOB, README_JOB]))
 
@@ -181,6 +182,15 @@ def test_helios(tmp_path: Path) -> None:
     assert table["start_s"].iloc[3] == 628.0
     assert table["gpu_type"].isna().all()
     assert repairs(workload) == {"duration is not end - start: duration kept": 1}
+
+
+def test_states_nobody_told_of_are_kept_and_counted(tmp_path: Path) -> None:
+    odd = [line.replace("NODE_FAIL", "PREEMPTED") for line in HELIOS]
+    workload = load(write(tmp_path, "cluster_log.csv", odd))
+    assert workload.table["status"].tolist()[-1] == "unknown"
+    (repair,) = [r for r in workload.source.repairs if r.rule.startswith("state is none of")]
+    assert repair.rows == 1
+    assert repair.example.startswith("row 7: 1425516")
 
 
 def test_helios_options(tmp_path: Path) -> None:

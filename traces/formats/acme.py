@@ -75,7 +75,9 @@ def read(path: Path, options: Mapping[str, str]) -> Workload:
             "user": table.text("user") if "user" in table else None,
             "kind": np.where(kind.isin(list(_TRAINING)), "training", "other"),
             "model": kind,
-            "status": table.choice("state", _STATES, missing="unknown").mask(running, "running"),
+            "status": table.choice("state", _STATES, missing="unknown", other="unknown").mask(
+                running, "running"
+            ),
             "right_censored": running,
         }
     )

@@ -95,7 +95,7 @@ def read(path: Path, options: Mapping[str, str]) -> Workload:
             "user": table.text("user") if "user" in table else None,
             "vc": vc,
             "kind": np.where(num_gpus == 0, "other", "training"),
-            "status": table.choice("state", _STATES, missing="unknown"),
+            "status": table.choice("state", _STATES, missing="unknown", other="unknown"),
         }
     )
     jobs, repairs = clean(jobs, options, path)

@@ -147,7 +147,8 @@ class _Job:
         elif isinstance(status, str) and status in _STATUS:
             status = _STATUS[status]
         else:
-            raise self._error("status", status, "one of " + ", ".join(_STATUS))
+            self._count(f"status is none of {', '.join(_STATUS)}: unknown")
+            status = "unknown"
         return {
             "job_id": self.name,
             "submit_s": submit,

@@ -122,9 +122,12 @@ def read_raw(path: Path) -> Raw:
 
 def read_head(path: Path) -> Head:
     """Read what is needed to recognise a file; raises as :func:`read_raw` does."""
-    if path.is_dir():
-        names = tuple(sorted(p.name.lower() for p in path.iterdir() if not p.name.startswith(".")))
-        return Head(path=path, name=path.name.lower(), is_dir=True, names=names)
+    try:
+        if path.is_dir():
+            names = sorted(p.name.lower() for p in path.iterdir() if not p.name.startswith("."))
+            return Head(path=path, name=path.name.lower(), is_dir=True, names=tuple(names))
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}", file=path) from error
     data = _bytes(path, _HEAD_BYTES)
     name = path.name.lower()
     for _, suffix, _ in _MAGIC:

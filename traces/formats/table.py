@@ -189,7 +189,8 @@ class Table:
         self.refuse(present & ~finite, column, "not a number", "a number")
         if low is not None:
             self.refuse(present & (numbers < low), column, "too small", f"{low:g} or more")
-        self.refuse(present & (numbers > high), column, "too large", f"at most {high:g}")
+        beyond = numbers.abs() > high
+        self.refuse(present & beyond, column, "too large", f"at most {high:g}")
         return numbers
 
     def integer(
@@ -211,16 +212,27 @@ class Table:
         )
         return numbers.astype("Int64")
 
-    def choice(self, column: str, meanings: dict[str, str], *, missing: str | None = None) -> Any:
-        """Translate a column of labels; ``missing`` is what an empty cell means (None: error)."""
+    def choice(
+        self,
+        column: str,
+        meanings: dict[str, str],
+        *,
+        missing: str | None = None,
+        other: str | None = None,
+    ) -> Any:
+        """Translate a column of labels.
+
+        ``missing`` is what an empty cell means (None: an error); ``other`` is what a label that is
+        not among ``meanings`` means, and is counted as a repair (None: an error).
+        """
         values = self.text(column, nullable=missing is not None)
         translated = values.map(meanings)
-        self.refuse(
-            values.notna() & translated.isna(),
-            column,
-            "unknown label",
-            "one of " + ", ".join(meanings),
-        )
+        strange = values.notna() & translated.isna()
+        if other is None:
+            self.refuse(strange, column, "unknown label", "one of " + ", ".join(meanings))
+        else:
+            self.note(strange, f"{column} is none of {', '.join(meanings)}: {other}")
+            translated = translated.mask(strange, other)
         return (translated if missing is None else translated.fillna(missing)).astype("string")
 
     def instant(
