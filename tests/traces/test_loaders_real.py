@@ -169,3 +169,9 @@ def test_easyscale_as_the_artifact_reads_it(shared_data: Path) -> None:
     assert table.loc["electra-28-2", "submit_s"] == 4_100
     assert table.loc["electra-28-3", "submit_s"] == 4_698
     assert len(read_mixing(path, "artifact")) == 62
+
+
+def test_philly_first_thousand(philly: Workload) -> None:
+    """They never queue on 512 GPUs, so this is their mean JCT under any work-conserving policy."""
+    first = philly.head(1_000)
+    assert first.table["duration_s"].mean() == pytest.approx(103_997.614, abs=1e-9)
