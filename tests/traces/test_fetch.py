@@ -329,6 +329,15 @@ def test_publications_are_well_formed() -> None:
             assert not file.sha256 or re.fullmatch(r"[0-9a-f]{64}", file.sha256)
 
 
+def test_the_page_lists_every_publication(repo: Path) -> None:
+    page = (repo / "docs" / "traces" / "fetch.md").read_text(encoding="utf-8")
+    for name, publication in PUBLICATIONS.items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        whose = {f.sha256_by for f in publication.files}
+        assert ("the publisher's" in row) == ("publisher" in whose), name
+        assert ("our copy's" in row) == ("our copy" in whose), name
+
+
 def test_checksums_of_our_copies(shared_data: Path) -> None:
     import gzip
 

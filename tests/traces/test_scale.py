@@ -44,7 +44,7 @@ def test_by_hand() -> None:
     assert "multiplied by 2.425" in scaled.source.notes[-1]
 
 
-@settings(max_examples=30)
+@settings(max_examples=16)
 @given(
     kind=st.sampled_from(["philly", "openb", "poisson", "gavel"]),
     seed=st.integers(0, 2**32),
