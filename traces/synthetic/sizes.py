@@ -156,11 +156,11 @@ class BoundedPareto:
     @property
     def mean_s(self) -> float:
         """Mean in seconds."""
-        low, high, alpha = self.low_s, self.high_s, self.alpha
+        ratio, alpha = self.low_s / self.high_s, self.alpha
         if math.isclose(alpha, 1.0):
-            return math.log(high / low) * low * high / (high - low)
-        scale = alpha * low**alpha / (1 - (low / high) ** alpha)
-        return float(scale * (high ** (1 - alpha) - low ** (1 - alpha)) / (1 - alpha))
+            return self.low_s * -math.log(ratio) / (1 - ratio)
+        rest = (1 - ratio ** (alpha - 1)) / (1 - ratio**alpha)
+        return self.low_s * alpha / (alpha - 1) * float(rest)
 
     def draw(self, streams: Streams, name: str, count: int) -> Floats:
         """``count`` run times, seconds."""
@@ -245,6 +245,8 @@ GAVEL_DURATIONS = LogUniforms(
     ((0.8, 1.5 + _MINUTE, 3 + _MINUTE), (0.2, 3 + _MINUTE, 4 + _MINUTE)),
 )
 
+# Bounds of what can be asked for; within them every formula here stays finite.
+_SHORTEST_S, _LONGEST_S = 1e-6, 1e12
 LAWS = {
     "exponential": "exponential:MEAN_S",
     "fixed": "fixed:SECONDS",
@@ -274,30 +276,35 @@ def duration_law(text: str) -> DurationLaw:
     law = _law(name, numbers)
     if law is None:
         raise UsageError(
-            f"duration {text!r}: seconds, SIGMA and ALPHA are above 0, SCV is at least 1,"
-            " LOW_S is below HIGH_S"
+            f"duration {text!r}: out of range; seconds are 1e-6 to 1e12, HIGH_S above LOW_S, MU -30"
+            " to 30, SIGMA above 0 to 10, SCV 1 to 1e6, ALPHA 0.01 to 100"
         )
     return law
 
 
 def _law(name: str, numbers: list[float]) -> DurationLaw | None:
+    law: DurationLaw | None = None
     match name, numbers:
         case "philly", []:
-            law: DurationLaw | None = PHILLY_DURATIONS[1]
+            law = PHILLY_DURATIONS[1]
         case "gavel", []:
             law = GAVEL_DURATIONS
-        case "lognormal", [mu, sigma] if 0 < sigma < 30 and abs(mu) < 100:
-            law = Lognormals(((1.0, mu, sigma),))
-        case "exponential", [mean] if mean > 0:
+        case "lognormal", [mu, sigma] if 0 < sigma <= 10 and abs(mu) <= 30:
+            law = Lognormals(((1.0, mu, sigma),), _LONGEST_S)
+        case "exponential", [mean] if _SHORTEST_S <= mean <= _LONGEST_S:
             law = Exponential(mean)
-        case "fixed", [seconds] if seconds > 0:
+        case "fixed", [seconds] if _SHORTEST_S <= seconds <= _LONGEST_S:
             law = Fixed(seconds)
-        case "hyperexponential", [mean, scv] if mean > 0 and scv >= 1:
+        case "hyperexponential", [mean, scv] if (
+            _SHORTEST_S <= mean <= _LONGEST_S and 1 <= scv <= 1e6
+        ):
             law = Hyperexponential(mean, scv)
-        case "pareto", [low, high, alpha] if 0 < low < high and alpha > 0:
+        case "pareto", [low, high, alpha] if (
+            _SHORTEST_S <= low <= high / 1.001 <= _LONGEST_S and 0.01 <= alpha <= 100
+        ):
             law = BoundedPareto(low, high, alpha)
         case _:
-            law = None
+            pass
     return law
 
 
