@@ -39,9 +39,10 @@ class Count(PlacementPolicy):
             or free.limited
         ):
             return _place_bounded(request, free)
-        for pool in free.candidates(request):
-            if pool.free >= request.num_gpus:
-                return Allocation(take_lowest(pool, free, request.num_gpus))
+        count = request.num_gpus
+        for pool in free.candidates(request) if request.gpu_types else free.pools:
+            if pool.free >= count:
+                return Allocation(take_lowest(pool, free, count))
         return None
 
 

@@ -6,17 +6,20 @@ largest drop of ``F_u`` (``policies/placement/fragmentation.py``). The task clas
 frequent requests of the workload, as in the paper; the run hands them over before it begins
 (``prepare``), since a placement sees the free devices only.
 
-Differences from the published code: it scores ``int(100 sigmoid(drop / 1000))``, so that most
-candidates tie and the first GPU wins; here the drop itself decides, and equal drops go to the
-lower node, then the lower GPU. A gang that may span nodes and fits on none takes the fewest nodes
-(the paper has no such tasks). All allowed GPU types are compared at once.
+The published code rounds: it scores ``int(100 sigmoid(drop / 1000))``, so that most candidates
+tie, and ties pack the cluster in the order of its nodes. The paper has no rounding, and neither
+has the default here; ``score="published"`` has it, and with it the published fill of openb
+(``benchmarks/openb_fill.py``). Either way equal scores go to the lower node, then the lower GPU.
+A gang that may span nodes and fits on none takes the fewest nodes (the paper has no such tasks).
+All allowed GPU types are compared at once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from policies.contract import PlacementPolicy
 from policies.free import WHOLE, FreeGpus, flat
@@ -39,7 +42,8 @@ class Fgd(PlacementPolicy):
     """Largest drop of fragmentation first.
 
     ``cover``: the most frequent requests that make up this share of the jobs are the task
-    classes (the paper's evaluation has 0.95; the library's default is 0.6). Unprepared it knows no
+    classes (the paper's evaluation has 0.95; the library's default is 0.6). ``score``: the drop
+    itself ("exact"), or rounded as in the published code ("published"). Unprepared it knows no
     classes, and is first fit.
     """
 
@@ -47,6 +51,7 @@ class Fgd(PlacementPolicy):
     by_count: ClassVar[bool] = True
 
     cover: float = 0.95
+    score: Literal["exact", "published"] = "exact"
 
     def __post_init__(self) -> None:
         if not 0.0 < self.cover <= 1.0:
@@ -57,13 +62,14 @@ class Fgd(PlacementPolicy):
         return (
             f"The task classes are the most frequent requests that make up {self.cover:.0%} of the"
             " whole workload, known beforehand.",
-            "The exact drop decides; ties go to the lower node, then to the lower GPU.",
+            ("The exact drop" if self.score == "exact" else "int(100 sigmoid(drop in GPUs))")
+            + " decides; ties go to the lower node, then to the lower GPU.",
             "A gang that fits on no single node takes the fewest nodes, if it may span.",
         )
 
     def prepare(self, demand: Mapping[Request, int]) -> PlacementPolicy:
         """Learn the task classes."""
-        return PreparedFgd(cover=self.cover, classes=typical(demand, self.cover))
+        return PreparedFgd(cover=self.cover, score=self.score, classes=typical(demand, self.cover))
 
     @property
     def task_classes(self) -> tuple[TaskClass, ...]:
@@ -93,7 +99,8 @@ class Fgd(PlacementPolicy):
         """What was computed for this inventory so far: a memory of results, not of events."""
         known = self.__dict__.get("_memory")
         if not isinstance(known, Descents) or known.spec is not spec:
-            known = self.__dict__["_memory"] = Descents(self.task_classes, spec)
+            known = Descents(self.task_classes, spec, rounded=self.score == "published")
+            self.__dict__["_memory"] = known
         return known
 
 
@@ -110,17 +117,18 @@ class PreparedFgd(Fgd):
 
     def params(self) -> dict[str, Any]:
         """Parameters by name, the classes by their number."""
-        return {"cover": self.cover, "classes": len(self.classes)}
+        return {"cover": self.cover, "score": self.score, "classes": len(self.classes)}
 
 
 class Descents:
     """The drop of ``F_u`` on every node, per request; a node is redone when its state changed."""
 
-    def __init__(self, classes: tuple[TaskClass, ...], spec: ClusterSpec) -> None:
+    def __init__(self, classes: tuple[TaskClass, ...], spec: ClusterSpec, *, rounded: bool) -> None:
         self.spec = spec
+        self._rounded = rounded
         self._measure = Measure(classes, spec)
-        # Per request: each node's state when last looked at, its drop (None: does not fit), GPU.
-        self._known: dict[Request, tuple[list[Any], list[tuple[float, int] | None]]] = {}
+        # Per request: each node's state when last looked at, its score (None: does not fit), GPU.
+        self._known: dict[Request, tuple[list[Any], list[tuple[int, int] | None]]] = {}
 
     def best(self, request: Request, free: FreeGpus) -> tuple[int, int] | None:
         """Return the (node, GPU) with the largest drop; the GPU matters for shares only."""
@@ -129,14 +137,14 @@ class Descents:
         masks, shared = flat(free.mask), flat(free.shared)
         cpus, memories = flat(free.cpu_milli), flat(free.memory_mib)
         best: tuple[int, int] | None = None
-        largest = float("-inf")
+        largest = 0
         for node in self._nodes(request, free):
             now = (masks[node], shared[node], cpus[node], memories[node])
             if seen[node] != now:
                 seen[node] = now
                 drops[node] = self._drop(request, free, node)
             drop = drops[node]
-            if drop is not None and drop[0] > largest:
+            if drop is not None and (best is None or drop[0] > largest):
                 largest = drop[0]
                 best = (node, drop[1])
         return best
@@ -153,7 +161,7 @@ class Descents:
                 bits |= pool.sharing | (pool.nodes & ~pool.levels[0])
         return nodes_of(bits & ~free.down)
 
-    def _drop(self, request: Request, free: FreeGpus, node: int) -> tuple[float, int] | None:
+    def _drop(self, request: Request, free: FreeGpus, node: int) -> tuple[int, int] | None:
         before = state_of(free, node)
         whole, shares, cpu, memory = before
         if request.num_gpus and not holds(request, free, node):
@@ -171,13 +179,20 @@ class Descents:
                 rest.append(milli - request.gpu_milli)
                 left = whole - (milli == WHOLE)
                 options.append((gpu, (left, tuple(sorted(rest)), cpu_left, memory_left)))
-        now = self._measure.milli(node, before)
-        best: tuple[float, int] | None = None
+        now = self._measure.weighted(node, before)
+        best: tuple[int, int] | None = None
         for gpu, after in options:
-            drop = now - self._measure.milli(node, after)
-            if best is None or drop > best[0]:
-                best = (drop, gpu)
+            score = self._score(now - self._measure.weighted(node, after))
+            if best is None or score > best[0]:
+                best = (score, gpu)
         return best
+
+    def _score(self, drop: int) -> int:
+        """The drop (jobs times thousandths of a GPU), or what the published code makes of it."""
+        if not self._rounded or not self._measure.jobs:
+            return drop
+        gpus = drop / self._measure.jobs / WHOLE
+        return int(100 / (1 + math.exp(-gpus)))
 
 
 def holds(request: Request, free: FreeGpus, node: int) -> bool:

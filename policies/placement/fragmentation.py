@@ -12,7 +12,9 @@ and ``F_u = sum of p_m F_u(m)``: the idle GPU of ``u`` that a task drawn at rand
 
 Ours: a gang that may span nodes counts as a task of one node if the type has a node of its size,
 and otherwise as a task of a whole node with its part of the CPUs and memory (the paper has no
-gangs across nodes). Popularities are those of the covered classes, made to sum to 1.
+gangs across nodes). Popularities are those of the covered classes, made to sum to 1, as in the
+published code. Sums are kept in integers (jobs times thousandths of a GPU), so that equal
+fragmentation is equal to the last bit.
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ State = tuple[int, tuple[int, ...], int | None, int | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskClass:
-    """A kind of task and the share of all tasks that are of it (0 to 1)."""
+    """A kind of task and how many jobs are of it: popularity is that over the classes' sum."""
 
     request: Request
-    share: float
+    jobs: int
 
 
 def typical(demand: Mapping[Request, int], cover: float = 0.95) -> tuple[TaskClass, ...]:
@@ -52,7 +54,7 @@ def typical(demand: Mapping[Request, int], cover: float = 0.95) -> tuple[TaskCla
             break
         chosen.append((request, count))
         covered += count
-    return tuple(TaskClass(request=r, share=c / covered) for r, c in chosen if c)
+    return tuple(TaskClass(request=r, jobs=c) for r, c in chosen if c)
 
 
 def _request_key(request: Request) -> tuple[int, int, tuple[str, ...], int, int, bool]:
@@ -70,24 +72,28 @@ def _request_key(request: Request) -> tuple[int, int, tuple[str, ...], int, int,
 class _Need:
     """Classes that need the same of the GPUs of one kind of node.
 
-    ``whole`` GPUs, or (``whole`` 0) ``milli`` of one. ``rows``: (share, CPU/1000, MiB).
+    ``whole`` GPUs, or (``whole`` 0) ``milli`` of one. ``rows``: (jobs, CPU/1000, MiB).
     """
 
     whole: int
     milli: int
-    share: float
-    rows: tuple[tuple[float, int, int], ...]
+    jobs: int
+    rows: tuple[tuple[int, int, int], ...]
 
 
 class Measure:
-    """``F_u`` for the nodes of one inventory, in thousandths of a GPU; states are remembered."""
+    """``F_u`` for the nodes of one inventory; states are remembered.
+
+    ``jobs``: how many jobs the classes stand for.
+    """
 
     def __init__(self, classes: Sequence[TaskClass], spec: ClusterSpec) -> None:
+        self.jobs = sum(task.jobs for task in classes)
         widths: dict[str, int] = {}
         for machine in spec.nodes:
             widths[machine.gpu_type] = max(widths.get(machine.gpu_type, 0), machine.num_gpus)
         kinds: dict[tuple[str, int], int] = {}
-        self._rules: list[tuple[float, tuple[_Need, ...]]] = []
+        self._rules: list[tuple[int, tuple[_Need, ...]]] = []
         self.kind_of: list[int] = []
         for machine in spec.nodes:
             key = (machine.gpu_type, machine.num_gpus)
@@ -95,10 +101,14 @@ class Measure:
                 kinds[key] = len(kinds)
                 self._rules.append(_rules(classes, machine, widths[machine.gpu_type]))
             self.kind_of.append(kinds[key])
-        self._known: list[dict[State, float]] = [{} for _ in kinds]
+        self._known: list[dict[State, int]] = [{} for _ in kinds]
 
     def milli(self, node: int, state: State) -> float:
-        """Return ``F_u`` of a node in a state.
+        """Return ``F_u`` of a node in a state, in thousandths of a GPU."""
+        return self.weighted(node, state) / self.jobs if self.jobs else 0.0
+
+    def weighted(self, node: int, state: State) -> int:
+        """Return ``F_u`` of a node in a state, in thousandths of a GPU times :attr:`jobs`.
 
         A state is (wholly free GPUs, thousandths free on each shared GPU in ascending order,
         CPU/1000 free, MiB free); the last two are None where the inventory states no limit.
@@ -112,12 +122,12 @@ class Measure:
             found = known[state] = self._compute(kind, state)
         return found
 
-    def _compute(self, kind: int, state: State) -> float:
+    def _compute(self, kind: int, state: State) -> int:
         whole, shares, cpu_free, memory_free = state
         sharing = sum(shares)
         idle = whole * WHOLE + sharing
         if not idle:
-            return 0.0
+            return 0
         largest = shares[-1] if shares else 0
         never, needs = self._rules[kind]
         total = never * idle
@@ -128,24 +138,24 @@ class Measure:
                 fits = whole > 0 or largest >= need.milli
                 short = sum(s for s in shares if s < need.milli)
             if not fits:
-                total += need.share * idle
+                total += need.jobs * idle
                 continue
             runs = sum(
-                share
-                for share, cpu, memory in need.rows
+                jobs
+                for jobs, cpu, memory in need.rows
                 if (cpu_free is None or cpu_free >= cpu)
                 and (memory_free is None or memory_free >= memory)
             )
-            total += runs * short + (need.share - runs) * idle
+            total += runs * short + (need.jobs - runs) * idle
         return total
 
 
 def _rules(
     classes: Sequence[TaskClass], machine: Node, width: int
-) -> tuple[float, tuple[_Need, ...]]:
-    """Sort the classes for one kind of node: the share that it can never run, and the rest."""
-    never = 0.0
-    rows: dict[tuple[int, int], list[tuple[float, int, int]]] = {}
+) -> tuple[int, tuple[_Need, ...]]:
+    """Sort the classes for one kind of node: how many it can never run, and the rest."""
+    never = 0
+    rows: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
     for task in classes:
         request = task.request
         count = request.num_gpus
@@ -153,12 +163,12 @@ def _rules(
             count = machine.num_gpus
         allowed = not request.gpu_types or machine.gpu_type in request.gpu_types
         if not count or count > machine.num_gpus or not allowed:
-            never += task.share
+            never += task.jobs
             continue
         cpu = -(-request.cpu_milli * count // request.num_gpus)
         memory = -(-request.memory_mib * count // request.num_gpus)
         need = (count, WHOLE) if request.gpu_milli == WHOLE else (0, request.gpu_milli)
-        rows.setdefault(need, []).append((task.share, cpu, memory))
+        rows.setdefault(need, []).append((task.jobs, cpu, memory))
     needs = (
         _Need(whole, milli, sum(row[0] for row in same), tuple(same))
         for (whole, milli), same in sorted(rows.items())
