@@ -54,6 +54,11 @@ class Moment(simpy.Event):
 class Clock(simpy.Environment):
     """Simulated time in seconds."""
 
+    def again(self, moment: Moment, kind: EventPriority, call: Callable[[Moment], object]) -> None:
+        """Schedule a moment that has passed once more, at this instant."""
+        moment.callbacks = [call]  # type: ignore[list-item]
+        heappush(self._queue, (self._now, kind, next(self._eid), moment))
+
     def events(self) -> int:
         """Events scheduled so far."""
         return next(self._eid)  # uses one number up, which nobody misses

@@ -161,7 +161,10 @@ class Driver:
         self._end = simpy.Event(clock)
         self._arrived = False
         self._deciding = False
+        self._decision = Moment(clock, None)
         self._stopping = False
+        self._interval_s = policy.interval_s
+        self._remembers = policy.remembers
         self._wake_s = float("inf")
         self._wake: Moment | None = None
         backend.attach(self)
@@ -213,12 +216,12 @@ class Driver:
     def _ask(self) -> None:
         """See to it that a decision is made at this instant, or at the end of this round."""
         self._deciding = True
-        now = self.clock.now
-        interval = self.policy.interval_s
-        if interval is not None:
-            rounds = -(-now // interval)
-            now = max(now, rounds * interval)
-        self.clock.at(now, DECIDE, self._decide)
+        interval = self._interval_s
+        if interval is None:
+            self.clock.again(self._decision, DECIDE, self._decide)
+        else:
+            now = self.clock.now
+            self.clock.at(max(now, -(-now // interval) * interval), DECIDE, self._decide)
 
     def _decide(self, _: Moment) -> None:
         self._deciding = False
@@ -227,24 +230,26 @@ class Driver:
             return
         view = self.view
         view.now = self.clock.now
-        view.settle()
         counts = self.counts
         counts.decisions += 1
+        remembers = self._remembers
+        if remembers:
+            view.settle()
         plan = self.policy.plan(view)
         if plan.changes:
             self._apply(plan)
             counts.idle_rounds = 0
+        if remembers:
+            self._set_wake()
+        if not view.running.members and self._jobs:
+            self._check_stuck()
+        if self._interval_s is not None and self._jobs and not self._deciding:
+            self._next_round()
         if self._on_progress is not None and counts.decisions & 4095 == 0:
             self._on_progress(self)
-        if self.policy.remembers:
-            self._set_wake()
-        if self._jobs and not view.running.members:
-            self._check_stuck()
-        if self._jobs and self.policy.interval_s is not None and not self._deciding:
-            self._next_round()
 
     def _next_round(self) -> None:
-        interval = self.policy.interval_s
+        interval = self._interval_s
         assert interval is not None
         self._deciding = True
         now = self.clock.now
@@ -272,7 +277,7 @@ class Driver:
         """Nothing runs although jobs wait: an error if nothing can ever change that."""
         if not self._arrived or not self.backend.quiet() or self._wake_s != float("inf"):
             return
-        if self.policy.interval_s is not None:
+        if self._interval_s is not None:
             self.counts.idle_rounds += 1
             if self.counts.idle_rounds < IDLE_ROUNDS:
                 return
@@ -311,14 +316,10 @@ class Driver:
 
     def _check(self, job: JobState, allocation: Allocation) -> None:
         """Refuse an allocation that is not what the job asked for, or not free."""
-        request = job.request
         if not isinstance(allocation, Allocation):
-            raise PlanError(
-                self.policy, self.view, job, f"gives it {allocation!r}, not an Allocation"
-            )
-        fault = self.view.free.missing(allocation, request)
-        if fault is None:
-            fault = self._mismatch(job, allocation)
+            fault = f"gives it {allocation!r}, not an Allocation"
+            raise PlanError(self.policy, self.view, job, fault)
+        fault = self.view.free.missing(allocation, job.request) or self._mismatch(job, allocation)
         if fault is not None:
             raise PlanError(self.policy, self.view, job, fault)
 
@@ -336,9 +337,9 @@ class Driver:
             fault = "gives it no node"
         elif len(shares) > 1 and request.single_node:
             fault = f"spreads it over {len(shares)} nodes; it must stay on one"
-        elif any(a >= b for (a, _), (b, _) in pairwise(shares)):
+        elif len(shares) > 1 and any(a >= b for (a, _), (b, _) in pairwise(shares)):
             fault = "names its nodes out of order or twice"
-        elif len({free.pool_of[node] for node, _ in shares}) > 1:
+        elif len(shares) > 1 and len({free.pool_of[node] for node, _ in shares}) > 1:
             fault = "mixes GPU types; this job runs on one type"
         elif request.num_gpus and free.pool_of[shares[0][0]] not in job.shape.pools:
             gpu_type = self.view.spec.nodes[shares[0][0]].gpu_type

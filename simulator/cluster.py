@@ -137,6 +137,7 @@ class SimulatedCluster:
         stint = self._stints.pop(job.rank)
         assert stint.moment is not None
         stint.moment.cancel()
+        stint.moment.subject = stint.moment = None  # no cycle: what is done with goes at once
         now = self.clock.now
         if now > stint.begin_s:
             stint.done_s += (now - stint.begin_s) * stint.rate
@@ -145,5 +146,6 @@ class SimulatedCluster:
     def _finish(self, moment: Moment) -> None:
         stint: SimulatedStint = moment.subject
         del self._stints[stint.rank]
+        stint.moment = None
         assert self._listener is not None
         self._listener.job_finished(stint.rank, stint)

@@ -321,11 +321,13 @@ def _jobs_table(workload: Workload, driver: Driver) -> pd.DataFrame:
 def _fewer_collections() -> Iterator[None]:
     """A run makes many objects and hardly any cycles; look for those less often."""
     before = gc.get_threshold()
-    gc.set_threshold(100_000, 20, 100)
+    gc.freeze()
+    gc.set_threshold(1_000_000, 20, 100)
     try:
         yield
     finally:
         gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 @contextmanager

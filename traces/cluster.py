@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from traces.errors import UsageError
 
@@ -175,8 +175,7 @@ def gpus_of(mask: int) -> tuple[int, ...]:
     return tuple(gpus)
 
 
-@dataclass(frozen=True, slots=True)
-class Allocation:
+class Allocation(NamedTuple):
     """The concrete devices of one job: ``shares`` is ``((node index, GPU mask), ...)``.
 
     Nodes ascend; the node index is the position in ``ClusterSpec.nodes``; bit ``i`` of the mask is
@@ -190,6 +189,8 @@ class Allocation:
     @property
     def num_gpus(self) -> int:
         """Devices in it."""
+        if len(self.shares) == 1:
+            return self.shares[0][1].bit_count()
         return sum(mask.bit_count() for _, mask in self.shares)
 
     @property

@@ -8,6 +8,7 @@ the canonical job table (``traces/schema.py``).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 WHOLE_GPU_MILLI = 1000
 
@@ -40,9 +41,8 @@ class Request:
         return self.num_gpus * self.gpu_milli / WHOLE_GPU_MILLI
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One job of a workload.
+class Job(NamedTuple):
+    """One job of a workload (a named tuple: a run makes one per row of its trace).
 
     ``rank`` is its place in the total order by (``submit_s``, ``job_id`` in natural order): the
     last tie-break of every decision. ``duration_s`` is the work: seconds of running on the

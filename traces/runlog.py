@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +75,20 @@ class LogColumn:
     unit: str
     meaning: str
 
+
+_EVENT_ROW = np.dtype([("time_s", "f8"), ("kind", "i1"), ("rank", "i8")])
+_STAY_ROW = np.dtype(
+    [
+        ("rank", "i8"),
+        ("node", "i8"),
+        ("milli", "i2"),
+        ("start_s", "f8"),
+        ("begin_s", "f8"),
+        ("end_s", "f8"),
+        ("rate", "f8"),
+        ("reason", "i1"),
+    ]
+)
 
 _STRING = pa.string()
 _FLOAT = pa.float64()
@@ -193,20 +206,11 @@ class RunWriter:
         self._writers: dict[str, pq.ParquetWriter] = {}
         self._done = False
         self._gpu_lists: dict[int, tuple[int, ...]] = {}
-        # events
-        self._event_time = array("d")
-        self._event_kind = array("b")
-        self._event_job = array("q")
+        self._events: list[tuple[float, int, int]] = []
         self._event_extra: dict[int, tuple[int, int, str | None]] = {}
-        # allocations
-        self._alloc_job = array("q")
-        self._alloc_node = array("q")
-        self._alloc_masks: list[int] = []
-        self._alloc_milli = array("h")
-        self._alloc_times = array("d")
-        self._alloc_reason = array("b")
+        self._stays: list[tuple[int, int, int, float, float, float, float, int]] = []
+        self._masks: list[int] = []  # of the stays; a node may have more GPUs than a word has bits
         self._samples: list[tuple[float, str, float, float, float, int, int, float]] = []
-        self._events_written = 0
 
     def __enter__(self) -> Self:
         return self
@@ -228,17 +232,16 @@ class RunWriter:
 
     def event(self, time_s: float, code: int, rank: int) -> None:
         """Record a job event; ``code`` from :data:`EVENT_CODE`, ``rank`` of the job."""
-        self._event_time.append(time_s)
-        self._event_kind.append(code)
-        self._event_job.append(rank)
-        if len(self._event_time) >= _FLUSH_ROWS:
+        events = self._events
+        events.append((time_s, code, rank))
+        if len(events) >= _FLUSH_ROWS:
             self._flush_events()
 
     def device_event(
         self, time_s: float, code: int, node: int, mask: int, detail: str | None = None
     ) -> None:
         """Record a device event on the GPUs in ``mask`` of node index ``node``."""
-        self._event_extra[len(self._event_time)] = (node, mask, detail)
+        self._event_extra[len(self._events)] = (node, mask, detail)
         self.event(time_s, code, -1)
 
     def allocation(
@@ -252,15 +255,12 @@ class RunWriter:
         reason: int,
     ) -> None:
         """Record that a job held devices; ``reason`` is an index into :data:`END_REASONS`."""
-        times = (start_s, begin_s if begin_s < end_s else end_s, end_s, rate)
+        stays, masks = self._stays, self._masks
+        milli = allocation.gpu_milli
         for node, mask in allocation.shares:
-            self._alloc_job.append(rank)
-            self._alloc_node.append(node)
-            self._alloc_masks.append(mask)
-            self._alloc_milli.append(allocation.gpu_milli)
-            self._alloc_times.extend(times)
-            self._alloc_reason.append(reason)
-        if len(self._alloc_masks) >= _FLUSH_ROWS:
+            stays.append((rank, node, milli, start_s, begin_s, end_s, rate, reason))
+            masks.append(mask)
+        if len(masks) >= _FLUSH_ROWS:
             self._flush_allocations()
 
     def sample(
@@ -336,10 +336,35 @@ class RunWriter:
         return [known[mask] for mask in masks]
 
     def _flush_events(self) -> None:
-        count = len(self._event_time)
+        count = len(self._events)
         if not count:
             return
-        ranks = np.frombuffer(self._event_job, dtype=np.int64)
+        rows = np.array(self._events, dtype=_EVENT_ROW)
+        nodes, gpus, details = self._extra_columns(count)
+        ranks = np.ascontiguousarray(rows["rank"])
+        self._put(
+            "events",
+            [
+                pa.array(np.ascontiguousarray(rows["time_s"])),
+                _labels(np.ascontiguousarray(rows["kind"]), EVENT_KINDS),
+                self._job_ids.take(pa.array(ranks, mask=ranks < 0)),
+                nodes,
+                gpus,
+                details,
+            ],
+        )
+        self._events = []
+        self._event_extra = {}
+
+    def _extra_columns(self, count: int) -> tuple[pa.Array, pa.Array, pa.Array]:
+        """Columns node, gpus and detail of the events: null but for device events."""
+        lists = pa.list_(pa.int16())
+        if not self._event_extra:
+            return (
+                pa.nulls(count, pa.string()),
+                pa.nulls(count, lists),
+                pa.nulls(count, pa.string()),
+            )
         nodes: list[str | None] = [None] * count
         gpus: list[tuple[int, ...] | None] = [None] * count
         details: list[str | None] = [None] * count
@@ -347,48 +372,30 @@ class RunWriter:
             nodes[position] = self._spec.nodes[node].name
             gpus[position] = gpus_of(mask)
             details[position] = detail
-        self._put(
-            "events",
-            [
-                pa.array(np.frombuffer(self._event_time, dtype=np.float64)),
-                _labels(np.frombuffer(self._event_kind, dtype=np.int8), EVENT_KINDS),
-                self._job_ids.take(pa.array(ranks, mask=ranks < 0)),
-                pa.array(nodes, pa.string()) if self._event_extra else pa.nulls(count, pa.string()),
-                pa.array(gpus, pa.list_(pa.int16()))
-                if self._event_extra
-                else pa.nulls(count, pa.list_(pa.int16())),
-                pa.array(details, pa.string())
-                if self._event_extra
-                else pa.nulls(count, pa.string()),
-            ],
-        )
-        self._event_time, self._event_kind, self._event_job = array("d"), array("b"), array("q")
-        self._event_extra = {}
+        return pa.array(nodes, pa.string()), pa.array(gpus, lists), pa.array(details, pa.string())
 
     def _flush_allocations(self) -> None:
-        count = len(self._alloc_masks)
-        if not count:
+        if not self._stays:
             return
-        times = np.frombuffer(self._alloc_times, dtype=np.float64).reshape(count, 4)
-        nodes = pa.array(np.frombuffer(self._alloc_node, dtype=np.int64))
+        rows = np.array(self._stays, dtype=_STAY_ROW)
+        column = {name: np.ascontiguousarray(rows[name]) for name in _STAY_ROW.names or ()}
+        nodes = pa.array(column["node"])
         self._put(
             "allocations",
             [
-                self._job_ids.take(pa.array(np.frombuffer(self._alloc_job, dtype=np.int64))),
+                self._job_ids.take(pa.array(column["rank"])),
                 self._node_names.take(nodes),
                 self._node_types.take(nodes),
-                pa.array(self._lists(self._alloc_masks), pa.list_(pa.int16())),
-                pa.array(np.frombuffer(self._alloc_milli, dtype=np.int16)),
-                *(pa.array(np.ascontiguousarray(times[:, i])) for i in range(4)),
-                _labels(np.frombuffer(self._alloc_reason, dtype=np.int8), END_REASONS),
+                pa.array(self._lists(self._masks), pa.list_(pa.int16())),
+                pa.array(column["milli"]),
+                pa.array(column["start_s"]),
+                pa.array(np.minimum(column["begin_s"], column["end_s"])),
+                pa.array(column["end_s"]),
+                pa.array(column["rate"]),
+                _labels(column["reason"], END_REASONS),
             ],
         )
-        self._alloc_job, self._alloc_node, self._alloc_masks = array("q"), array("q"), []
-        self._alloc_milli, self._alloc_times, self._alloc_reason = (
-            array("h"),
-            array("d"),
-            array("b"),
-        )
+        self._stays, self._masks = [], []
 
     def _flush_samples(self) -> None:
         if not self._samples:

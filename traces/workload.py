@@ -106,7 +106,7 @@ class Workload:
                 part["kind"].tolist(),
                 _optional(part["priority"]),
             )
-            yield from map(Job, *columns)
+            yield from map(Job._make, zip(*columns, strict=True))
 
     def job(self, rank: int) -> Job:
         """Return the job at ``rank``."""
