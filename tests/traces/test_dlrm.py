@@ -132,17 +132,16 @@ def test_demand_needs_services() -> None:
 
 
 def test_repairs(tmp_path: Path) -> None:
-    workload = load(_write(tmp_path, f"a,HN,x,{_GPU},30.0,,50.0", f"b,HN,x,{_GPU},30.0,40.0,20.0"))
+    workload = load(_write(tmp_path, f"a,HN,x,{_GPU},30.0,,50.0", f"b,XN,x,{_GPU},30.0,40.0,20.0"))
     rows = workload.table.set_index("job_id")
     assert rows.loc["a", "duration_s"] == 20
     assert np.isnan(rows.loc["b", "duration_s"])
-    assert [r.rows for r in workload.source.repairs] == [1, 1]
+    assert [r.rows for r in workload.source.repairs] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
     ("row", "column"),
     [
-        (f"i9,XN,app,{_GPU},,,", "role"),
         (f"i9,HN,app,{_GPU},,,-4", "deletion_time"),
         ("i9,HN,app,twelve,12,1,1,25,25,120.0,120.0,640.0,800.0,8,,,", "cpu_request"),
         (f"i0,HN,app,{_GPU},,,", "instance_sn"),

@@ -146,7 +146,7 @@ def test_rows_become_jobs(tmp_path: Path) -> None:
         "a,6000,12288,1,460,V100M32|T4|V100M32,LS,Succeeded,10,110,30",
         "b,4000,0,0,0,,BE,Running,5,200,5",
         "c,4000,8192,2,1000,,BE,Pending,7,90,",
-        "d,4000,,1,1000,,BE,Failed,8,20,50",
+        "d,4000,,1,1000,,BE,Asleep,8,20,50",
     )
     b, c, d, a = workload.jobs()
     assert (a.job_id, a.submit_s, a.duration_s, a.priority) == ("a", 10, 80, "LS")
@@ -155,10 +155,12 @@ def test_rows_become_jobs(tmp_path: Path) -> None:
     assert (b.request.num_gpus, b.request.gpu_milli, b.request.memory_mib) == (0, 1000, 0)
     assert np.isnan(c.duration_s)
     assert np.isnan(d.duration_s)
+    assert workload.table["status"].tolist() == ["running", "pending", "unknown", "completed"]
     assert workload.table["right_censored"].tolist() == [True, False, False, False]
     assert {r.rule.split(":")[0]: r.rows for r in workload.source.repairs} == {
         "the pod was deleted before it was scheduled": 1,
         "memory 0 MiB": 1,
+        "pod_phase is none of Succeeded, Failed, Running, Pending, Unknown": 1,
         "a GPU type is there twice among the alternatives": 1,
     }
 
@@ -170,7 +172,6 @@ def test_rows_become_jobs(tmp_path: Path) -> None:
         ("a,6000,12288,2,500,,LS,Running,10,110,30", "gpu_milli"),
         ("a,6000,12288,1.5,500,,LS,Running,10,110,30", "num_gpu"),
         ("a,6000,12288,1,1500,,LS,Running,10,110,30", "gpu_milli"),
-        ("a,6000,12288,1,500,,LS,Asleep,10,110,30", "pod_phase"),
         ("a,6000,12288,1,500,,LS,Running,soon,110,30", "creation_time"),
         ("ok,6000,12288,1,500,,LS,Running,10,110,30", "name"),
     ],

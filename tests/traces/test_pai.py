@@ -183,7 +183,7 @@ def test_rows_that_cannot_be_jobs_are_set_aside(folder: Path) -> None:
     assert found["a job without tasks: what it asked for is unknown"] == (1, "row 7: ")
     assert found["neither a submission nor a start time"] == (1, "row 8: ")
     assert found["a task of no job: set aside"] == (1, "row 10:")
-    assert found["an instance of no job: not used"] == (1, "row 10:")
+    assert found["an instance of no job: not used"] == (1, "row 10 ")
     assert found["several rows of one job: the last by (status, start, end) is kept"][0] == 1
     assert found["several rows of one task: the last by (status, start, end) is kept"][0] == 1
 
@@ -212,7 +212,6 @@ def test_machines(folder: Path) -> None:
     ("name", "row", "column"),
     [
         ("pai_job_table.csv", "j9,inst-9,u1,Terminated,soon,1.0", "start_time"),
-        ("pai_job_table.csv", "j9,inst-9,u1,Asleep,1.0,1.0", "status"),
         ("pai_job_table.csv", ",inst-9,u1,Failed,1.0,1.0", "job_name"),
         ("pai_task_table.csv", "j1,w,1.5,Failed,1.0,1.0,600.0,2.0,100.0,T4", "inst_num"),
         ("pai_task_table.csv", "j1,w,1,Failed,1.0,1.0,600.0,2.0,-1,T4", "plan_gpu"),
@@ -287,3 +286,35 @@ def test_totals_are_conserved_over_many_jobs(tmp_path: Path) -> None:
     shown = (table["num_gpus"] * table["gpu_milli"]).where(table["num_gpus"] > 0, 0)
     assert shown.tolist() == gpus
     assert table["duration_s"].tolist() == pytest.approx(means)
+
+
+def test_instances_in_pieces_are_instances_at_once(folder: Path) -> None:
+    from traces.formats.pai_instances import run_times
+    from traces.formats.raw import read_raw
+
+    names = "job_name task_name inst_name worker_name inst_id status start_time end_time machine"
+    columns = tuple(names.split())
+    path = folder / "pai_instance_table.csv"
+    path.write_text(path.read_text() + "\n\nj9,worker,i9,w9,inst-9,Failed,1.0,2.0,m1\n")
+    jobs = [f"j{i}" for i in range(1, 7)]
+    whole, repairs = run_times(read_raw(path), columns, jobs)
+    for size in (1, 60, 200, 400):
+        pieces, same = run_times(read_raw(path), columns, jobs, piece_bytes=size)
+        assert pieces.equals(whole)
+        assert same == repairs
+    assert repairs[0].example == "row 12 of pai_instance_table.csv"
+    headed = folder / "headed.csv"
+    headed.write_text(",".join(columns) + "\n" + path.read_text())
+    assert run_times(read_raw(headed), columns, jobs, piece_bytes=500)[0].equals(whole)
+    path.write_text(path.read_text() + "j1,ps,i1\n")
+    with pytest.raises(DataError) as caught:
+        run_times(read_raw(path), columns, jobs, piece_bytes=100)
+    assert caught.value.row == 13
+
+
+def test_undocumented_states_are_kept(folder: Path) -> None:
+    path = folder / "pai_job_table.csv"
+    path.write_text(path.read_text().replace("u1,Terminated,1000.0", "u1,Asleep,1000.0"))
+    workload = load(folder)
+    assert workload.table["status"].tolist()[0] == "unknown"
+    assert any("status is none of" in r.rule for r in workload.source.repairs)

@@ -95,7 +95,6 @@ def test_overload_of_one_type_is_found(tmp_path: Path) -> None:
     [
         ("j9,o,A10,8,1,0,0,10,HP", "worker_num"),
         ("j9,o,A10,8,-1,1,0,10,HP", "gpu_request"),
-        ("j9,o,A10,8,1,1,0,10,Batch", "job_type"),
         ("j9,o,A10,8,1,1,,10,HP", "submit_time"),
         ("j1,o,A10,8,1,1,0,10,HP", "job_name"),
     ],

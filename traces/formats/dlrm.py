@@ -64,7 +64,7 @@ def read(path: Path, options: Mapping[str, str]) -> Workload:
     table = Table(raw)
     table.require(*_COLUMNS)
     table.unique("instance_sn")
-    table.choice("role", _ROLES)
+    table.choice("role", _ROLES, missing="unknown", other="unknown")
     created = table.number("creation_time", nullable=True)
     scheduled = table.number("scheduled_time", nullable=True)
     deleted = table.number("deletion_time", nullable=True)

@@ -57,7 +57,7 @@ def read(path: Path, options: Mapping[str, str]) -> Workload:
     submit = table.number("creation_time", low=None)
     start = table.number("scheduled_time", low=None, nullable=True)
     end = table.number("deletion_time", low=None, nullable=True)
-    status = table.choice("pod_phase", _PHASES, missing="unknown")
+    status = table.choice("pod_phase", _PHASES, missing="unknown", other="unknown")
     duration = end - start
     table.note(duration < 0, "the pod was deleted before it was scheduled: run time unknown")
     memory = table.integer("memory_mib", nullable=True)

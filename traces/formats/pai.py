@@ -24,10 +24,11 @@ import pandas as pd
 from traces.cluster import ClusterSpec, Node
 from traces.errors import DataError, UsageError
 from traces.formats.options import Option, choice
+from traces.formats.pai_instances import run_times
 from traces.formats.raw import Head, Raw, read_raw
 from traces.formats.shares import milli, whole_or_share
 from traces.formats.table import Table
-from traces.workload import Workload
+from traces.workload import Repair, Workload
 
 OPTIONS: tuple[Option, ...] = (
     Option(
@@ -122,7 +123,7 @@ def read(path: Path, options: Mapping[str, str]) -> Workload:
     tasks = files.table("task_table")
     assert jobs is not None
     assert tasks is not None
-    instances = files.table("instance_table", optional=True) if use_instances else None
+    instances = files.raw("instance_table", optional=True) if use_instances else None
     tags = files.table("group_tag_table", optional=True)
     if by_spec and tags is None:
         raise UsageError(f"option gpu_type=spec: no group_tag table beside {files.job_path}")
@@ -131,14 +132,15 @@ def read(path: Path, options: Mapping[str, str]) -> Workload:
         ~tasks.text("job_name", nullable=False).isin(names), "a task of no job: set aside"
     )
     asked, ran = _tasks(tasks)
+    repairs: list[Repair] = []
     notes = ["shifted seconds that keep the hour and weekday of UTC+8"]
     if instances is None:
         notes.append("no instance table: run times are the tasks', weighted by their instances")
     else:
-        instances.note(~instances.text("job_name").isin(names), "an instance of no job: not used")
-        ran = _instances(instances).combine_first(ran)
+        timed, repairs = run_times(instances, _COLUMNS["instance_table"], names.tolist())
+        ran = timed.combine_first(ran)
     table = _jobs(jobs, asked, ran, None if tags is None else _tags(tags), by_spec)
-    repairs = [r for t in (jobs, tasks, instances, tags) if t is not None for r in t.repairs]
+    repairs += [r for t in (jobs, tasks, tags) if t is not None for r in t.repairs]
     source = files.raws[0].source(
         "pai", zone="UTC+8", repairs=tuple(repairs), notes=tuple(notes), options=options
     )
@@ -183,28 +185,33 @@ class _Files:
         self.job_path = _beside(path, "job_table") if path.is_dir() else path
         self.raws: list[Raw] = []
 
-    def table(self, name: str, *, optional: bool = False) -> Table | None:
-        if name == "job_table":
-            path = self.job_path
-        else:
-            try:
-                path = _beside(self.job_path.parent, name)
-            except DataError:
-                if optional:
-                    return None
-                raise
+    def raw(self, name: str, *, optional: bool = False) -> Raw | None:
+        path = self.job_path
+        if name != "job_table":
+            folder = self.job_path.parent
+            if optional and not _found(folder, name):
+                return None
+            path = _beside(folder, name)
         raw = read_raw(path)
         self.raws.append(raw)
-        return _table(raw, name)
+        return raw
+
+    def table(self, name: str, *, optional: bool = False) -> Table | None:
+        raw = self.raw(name, optional=optional)
+        return None if raw is None else _table(raw, name)
 
     def digest(self) -> str:
         return hashlib.sha256("".join(raw.sha256 for raw in self.raws).encode()).hexdigest()
 
 
-def _beside(folder: Path, table: str) -> Path:
-    found = (
+def _found(folder: Path, table: str) -> list[Path]:
+    return (
         sorted(p for p in folder.iterdir() if _is_table(p.name, table)) if folder.is_dir() else []
     )
+
+
+def _beside(folder: Path, table: str) -> Path:
+    found = _found(folder, table)
     if not found:
         raise DataError(
             f"no {table} here",
@@ -217,7 +224,7 @@ def _beside(folder: Path, table: str) -> Path:
 
 def _table(raw: Raw, name: str) -> Table:
     columns = _COLUMNS[name]
-    headed = raw.data[:400].lstrip(b"\xef\xbb\xbf").startswith(",".join(columns).encode())
+    headed = raw.data[:400].removeprefix(b"\xef\xbb\xbf").startswith(",".join(columns).encode())
     return Table(raw) if headed else Table(raw, header=columns)
 
 
@@ -296,20 +303,6 @@ def _joined_types(frame: pd.DataFrame) -> Any:
     return pd.concat([single, joined])
 
 
-def _instances(table: Table) -> pd.DataFrame:
-    """Per job: the first start, and the mean run time of its instances."""
-    unnamed = table.text("worker_name").isna()
-    own = table.frame["job_name"] + "/" + table.frame["task_name"] + "/" + table.frame["inst_name"]
-    table.frame["worker_name"] = table.frame["worker_name"].mask(unnamed, own)
-    start, end, kept = _last_rows(table, ("worker_name",), "worker")
-    duration = _run_times(table, start, end, kept)
-    frame = pd.DataFrame(
-        {"job_name": table.frame["job_name"], "start": start, "duration": duration}
-    )[kept].sort_values(["job_name", "duration"])  # sums of floats need one order
-    groups = frame.groupby("job_name")
-    return pd.DataFrame({"start": groups["start"].min(), "duration": groups["duration"].mean()})
-
-
 def _tags(table: Table) -> pd.DataFrame:
     frame = pd.DataFrame(
         {column: table.text(column) for column in ("inst_id", "gpu_type_spec", "workload")}
@@ -325,7 +318,6 @@ def _jobs(
     tags: pd.DataFrame | None,
     by_spec: bool,
 ) -> pd.DataFrame:
-    table.choice("status", _STATUSES, missing="unknown")  # a bad label counts on any row
     _, _, kept = _last_rows(table, ("job_name",), "job")
     table.frame = table.frame.loc[kept].reset_index(drop=True)
     table.lines = table.lines[kept]
@@ -353,7 +345,7 @@ def _jobs(
         model = tag["workload"]
         if by_spec:
             gpu_type = tag["gpu_type_spec"].mask(num_gpus == 0)
-    status = table.choice("status", _STATUSES, missing="unknown")
+    status = table.choice("status", _STATUSES, missing="unknown", other="unknown")
     return pd.DataFrame(
         {
             "job_id": names,

@@ -39,7 +39,6 @@ _JOB_COLUMNS = (
     "job_type",
 )
 _NODE_COLUMNS = ("gpu_model", "gpu_capacity_num", "cpu_num", "node_name")
-_TYPES = {"HP": "HP", "Spot": "Spot"}
 
 
 def sniff(head: Head) -> bool:
@@ -63,8 +62,8 @@ def read(path: Path, options: Mapping[str, str]) -> Workload:
     submit = table.number("submit_time")
     duration = table.number("duration", low=None, nullable=True)
     table.note(duration < 0, "the run time is below zero: taken as unknown")
-    priority = table.choice("job_type", _TYPES)
-    resident = (submit == 0).to_numpy() & (priority == "HP").to_numpy(dtype=bool)
+    priority = table.text("job_type")
+    resident = (submit == 0).to_numpy() & (priority == "HP").fillna(False).to_numpy(dtype=bool)
     cpus = table.number("cpu_request", nullable=True, high=1e6)
     cpu_milli = np.rint(cpus * 1000).astype("Int64") * workers
     jobs = pd.DataFrame(
