@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import re
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -365,3 +366,21 @@ def test_checksums_of_our_copies(shared_data: Path) -> None:
         data = (shared_data / place).read_bytes()
         data = gzip.decompress(data) if place.endswith(".gz") else data
         assert hashlib.sha256(data).hexdigest() == ours[name], name
+
+
+def test_the_bar_is_for_terminals_alone(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from traces.download_bar import download_bar
+
+    with download_bar() as progress:
+        assert progress is None
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with download_bar() as progress:
+        download(server.file(), tmp_path, progress=progress)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "trace.bin" in captured.err
