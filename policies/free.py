@@ -11,7 +11,7 @@ still free. CPUs and memory are tracked only on nodes that state them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from traces import Allocation, ClusterSpec, Request
@@ -167,6 +167,15 @@ class FreeGpus:
         other._shares_own = False
         return other
 
+    def showing(self, counts: Sequence[int]) -> FreeGpus:
+        """Return a fork that counts at most so many free GPUs by pool; its masks tell the truth."""
+        other = self.fork()
+        other.pools = [pool.copy() for pool in self.pools]
+        for pool, count in zip(other.pools, counts, strict=True):
+            pool.free = min(pool.free, count)
+        other._own = set(range(len(other.pools)))
+        return other
+
     def twin(self) -> FreeGpus:
         """Return a copy of a fork that is as near to the live index as the fork itself.
 
@@ -195,25 +204,27 @@ class FreeGpus:
 
     def take(self, allocation: Allocation, request: Request) -> None:
         """Occupy an allocation; the devices must be free (see :meth:`missing`)."""
-        if allocation.gpu_milli == WHOLE:
-            for node, mask in allocation.shares:
+        shares, milli = allocation
+        if milli == WHOLE:
+            for node, mask in shares:
                 if mask:
                     self._remove(node, mask)
         else:
-            for node, mask in allocation.shares:
-                self._share(node, mask.bit_length() - 1, -allocation.gpu_milli)
+            for node, mask in shares:
+                self._share(node, mask.bit_length() - 1, -milli)
         if self.limited:
             self._charge(allocation, request, -1)
 
     def give(self, allocation: Allocation, request: Request) -> None:
         """Give an allocation back."""
-        if allocation.gpu_milli == WHOLE:
-            for node, mask in allocation.shares:
+        shares, milli = allocation
+        if milli == WHOLE:
+            for node, mask in shares:
                 if mask:
                     self._put(node, mask)
         else:
-            for node, mask in allocation.shares:
-                self._share(node, mask.bit_length() - 1, allocation.gpu_milli)
+            for node, mask in shares:
+                self._share(node, mask.bit_length() - 1, milli)
         if self.limited:
             self._charge(allocation, request, 1)
 
@@ -284,7 +295,8 @@ class FreeGpus:
         return self.pools[index]
 
     def _remove(self, node: int, mask: int) -> None:
-        pool = self._writable(node)
+        own, index = self._own, self.pool_of[node]
+        pool = self.pools[index] if own is None or index in own else self._writable(node)
         have = self.mask[node]
         left = have & ~mask
         before, after = have.bit_count(), left.bit_count()
@@ -295,7 +307,8 @@ class FreeGpus:
         self.mask[node] = left
 
     def _put(self, node: int, mask: int) -> None:
-        pool = self._writable(node)
+        own, index = self._own, self.pool_of[node]
+        pool = self.pools[index] if own is None or index in own else self._writable(node)
         have = self.mask[node]
         whole = have | mask
         before, after = have.bit_count(), whole.bit_count()

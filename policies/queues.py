@@ -8,7 +8,7 @@ unique, so jobs are never compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush, heapreplace, merge
 from typing import Any
 
@@ -49,6 +49,15 @@ class WaitingJobs:
         self._count = 0
         self._milli = 0
         self._first: Entry | None = None  # if known
+
+    @classmethod
+    def of(cls, shapes: Iterable[Shape]) -> WaitingJobs:
+        """Return the jobs of some shapes, to be read only: the queues stay those of the shapes."""
+        some = cls()
+        some.shapes = list(shapes)
+        some._count = sum(len(s.waiting) for s in some.shapes)
+        some._milli = sum(len(s.waiting) * s.milli for s in some.shapes)
+        return some
 
     def __len__(self) -> int:
         return self._count
@@ -165,6 +174,16 @@ class RunningJobs:
         self.order = Ordered() if ordered else None
         self.members: dict[int, JobState] = {}
         self._milli = 0
+
+    @classmethod
+    def of(cls, jobs: Iterable[JobState], whole: RunningJobs) -> RunningJobs:
+        """Return some of the jobs of ``whole``, given in its order; to be read only."""
+        some = cls(ordered=whole.order is not None)
+        some.members = {job.rank: job for job in jobs}
+        if some.order is not None:
+            some.order.items = [job.entry for job in some.members.values()]
+        some._milli = sum(job.shape.milli for job in some.members.values())
+        return some
 
     def __len__(self) -> int:
         return len(self.members)

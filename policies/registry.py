@@ -127,19 +127,29 @@ def _from_file(path: Path, name: str, base: type, kind: str) -> type:
 def parse_params(cls: type, text: str, where: str) -> dict[str, Any]:
     """Parse ``a=1,b=2;3`` into constructor arguments by the types of the class's fields.
 
+    ``inner=srtf,inner.by=gpu-time`` gives the policy that ``inner`` names its own parameters.
+
     Raises :class:`UsageError` for unknown names and for values of another type.
     """
     hints = typing.get_type_hints(cls)
     known = {f.name: hints[f.name] for f in fields(cls)}
     values: dict[str, Any] = {}
+    nested: dict[str, list[str]] = {}
     for item in filter(None, text.split(",")):
         key, equals, value = item.partition("=")
         key = key.strip()
         if not equals:
             raise UsageError(f"{where}: parameter {item!r} is not of the form name=value")
+        outer, dot, parameter = key.partition(".")
+        if dot and known.get(outer) is str:
+            nested.setdefault(outer, []).append(f"{parameter}={value.strip()}")
+            continue
         if key not in known:
             raise UsageError(f"{where} has no parameter {key!r}; {did_you_mean(key, known)}")
         values[key] = _convert(known[key], value.strip(), f"{where}: parameter {key}")
+    for outer, parameters in nested.items():
+        default = next(f.default for f in fields(cls) if f.name == outer)
+        values[outer] = f"{values.get(outer, default)}:{','.join(parameters)}"
     return values
 
 

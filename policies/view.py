@@ -28,8 +28,7 @@ class ClusterView:
 
     ``now``: the instant, seconds. ``spec``: the inventory. ``free``: the free devices.
     ``waiting``, ``running``: the jobs, in the orders the policy declares. ``placement``: the
-    placement policy a draft asks. ``finished``: how many jobs have ended. ``shapes``: all shapes
-    of jobs seen so far.
+    placement policy a draft asks. ``finished``: how many jobs have ended.
     """
 
     def __init__(self, spec: ClusterSpec, policy: Policy, placement: PlacementPolicy) -> None:
@@ -47,6 +46,11 @@ class ClusterView:
         self._sizes_gpu_s: list[float] = []
         self._lesson: Any = policy.learn(()) if policy.learns else None
         self._lesson_at = 1  # how many finished jobs the next lesson is for
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """All shapes of jobs seen so far, in order of appearance."""
+        return list(self._shapes.values())
 
     def draft(self) -> Draft:
         """Return an empty plan to fill."""
@@ -141,13 +145,13 @@ class LiveView(ClusterView):
         if self.policy.learns:
             self._sizes_gpu_s.append(job.served_gpu_s)
 
-    def withdraw(self, node: int, mask: int) -> None:
+    def withdraw(self, node: int, mask: int, *, host: bool = False) -> None:
         """Free GPUs leave service."""
-        self.free.withdraw(node, mask)
+        self.free.withdraw(node, mask, host=host)
 
-    def restore(self, node: int, mask: int) -> None:
+    def restore(self, node: int, mask: int, *, host: bool = False) -> None:
         """GPUs come back into service."""
-        self.free.restore(node, mask)
+        self.free.restore(node, mask, host=host)
 
     def settle(self) -> bool:
         """Re-enter jobs whose place in the order changes by now; true if there were any."""
