@@ -144,14 +144,15 @@ class Driver:
         self.clock = clock
         self.workload = workload
         self.policy = policy
-        self.view = LiveView(spec, policy, placement)
+        self.view = LiveView(spec, policy, placement.prepare(workload.demand()))
         self.backend = backend
         self.log = log
         self.outcomes = Outcomes(len(workload))
         self.counts = Counts()
         self.complete = False
         self._model = model or Model()
-        self._uniform = self._model.uniform
+        self._rated = not self._model.uniform
+        self._gratis = not (self._model.costs.start_s or self._model.costs.restore_s)
         self._infeasible = infeasible
         self._estimate = estimator(policy.estimates, seed)
         self._sample_s = sample_s
@@ -287,41 +288,47 @@ class Driver:
 
     def _apply(self, plan: Plan) -> None:
         changes = plan.changes
-        stops = [j for j, a in changes.items() if j.phase == RUNNING and a != j.allocation]
         moves: list[JobState] = []
-        for job in stops:
-            if changes[job] is None:
-                self._preempt(job)
-            else:
-                moves.append(job)
+        for job, allocation in changes.items():
+            if job.phase == RUNNING:
+                if allocation is None:
+                    self._preempt(job)
+                elif allocation != job.allocation:
+                    moves.append(job)
+            elif job.phase != WAITING or allocation is None:
+                fault = "concerns a job that has ended" if job.phase != WAITING else "stops nothing"
+                raise PlanError(self.policy, self.view, job, fault)
         for job in moves:
-            target = changes[job]
-            assert target is not None
-            stint = self.backend.move(job, target)
-            self._leave(job, stint, END_MIGRATE)
-            self.view.release(job, stint.done_s)
+            self._depart(job, changes[job])
         for job, allocation in changes.items():
             if allocation is None:
-                if job.phase != WAITING:
-                    raise PlanError(self.policy, self.view, job, "stops a job that has ended")
                 continue
             if job.phase == WAITING:
                 self._check(job, allocation)
                 self._start(job, allocation)
             elif job.allocation is None:
-                if job not in moves:
-                    raise PlanError(self.policy, self.view, job, "starts a job that has ended")
                 self._check(job, allocation)
-                self._move(job, allocation)
+                self._arrive(job, allocation)
 
     def _check(self, job: JobState, allocation: Allocation) -> None:
         """Refuse an allocation that is not what the job asked for, or not free."""
-        if not isinstance(allocation, Allocation):
-            fault = f"gives it {allocation!r}, not an Allocation"
+        if type(allocation) is not Allocation:
+            fault = f"is given {allocation!r}, not an Allocation"
             raise PlanError(self.policy, self.view, job, fault)
-        fault = self.view.free.missing(allocation, job.request) or self._mismatch(job, allocation)
-        if fault is not None:
-            raise PlanError(self.policy, self.view, job, fault)
+        free, request = self.view.free, job.request
+        shares, milli = allocation
+        if len(shares) == 1 and milli == 1000 == request.gpu_milli and not free.limited:
+            ((node, mask),) = shares  # the common case, without a call
+            if (
+                0 <= node < len(free.pool_of)
+                and free.pool_of[node] in job.shape.pools
+                and mask & free.mask[node] == mask
+                and mask.bit_count() == request.num_gpus
+            ):
+                return
+        wrong = free.missing(allocation, request) or self._mismatch(job, allocation)
+        if wrong is not None:
+            raise PlanError(self.policy, self.view, job, wrong)
 
     def _mismatch(self, job: JobState, allocation: Allocation) -> str | None:
         """Say how an allocation differs from what the job asked for."""
@@ -330,28 +337,29 @@ class Driver:
         free = self.view.free
         fault = None
         if allocation.num_gpus != request.num_gpus:
-            fault = f"gives it {allocation.num_gpus} GPUs; its gang is {request.num_gpus}"
+            fault = f"is given {allocation.num_gpus} GPUs; its gang is {request.num_gpus}"
         elif allocation.gpu_milli != request.gpu_milli:
-            fault = f"gives it {allocation.gpu_milli}/1000 of a GPU, not {request.gpu_milli}"
+            fault = f"is given {allocation.gpu_milli}/1000 of a GPU, not {request.gpu_milli}"
         elif not shares:
-            fault = "gives it no node"
+            fault = "is given no node"
         elif len(shares) > 1 and request.single_node:
-            fault = f"spreads it over {len(shares)} nodes; it must stay on one"
+            fault = f"is spread over {len(shares)} nodes; it must stay on one"
         elif len(shares) > 1 and any(a >= b for (a, _), (b, _) in pairwise(shares)):
-            fault = "names its nodes out of order or twice"
+            fault = "its nodes are named out of order or twice"
         elif len(shares) > 1 and len({free.pool_of[node] for node, _ in shares}) > 1:
-            fault = "mixes GPU types; this job runs on one type"
+            fault = "GPU types are mixed; it runs on one type"
         elif request.num_gpus and free.pool_of[shares[0][0]] not in job.shape.pools:
             gpu_type = self.view.spec.nodes[shares[0][0]].gpu_type
-            fault = f"puts it on {gpu_type}; it may use {'/'.join(request.gpu_types)}"
+            fault = f"is put on {gpu_type}; it may use {'/'.join(request.gpu_types)}"
         return fault
 
     def _start(self, job: JobState, allocation: Allocation) -> None:
         view = self.view
+        now = view.now
         self.backend.start(job, allocation)
-        begin_s = view.now + self._model.start_cost_s(job)
-        view.start(job, allocation, begin_s, self._rate(allocation))
-        self.log.event(view.now, START, job.rank)
+        begin_s = now if self._gratis else now + self._model.start_cost_s(job)
+        view.start(job, allocation, begin_s, self._rate(allocation) if self._rated else 1.0)
+        self.log.event(now, START, job.rank)
 
     def _preempt(self, job: JobState) -> None:
         stint = self.backend.stop(job, failed=False)
@@ -360,15 +368,22 @@ class Driver:
         self.counts.preemptions += 1
         self.log.event(self.view.now, PREEMPT, job.rank)
 
-    def _move(self, job: JobState, allocation: Allocation) -> None:
+    def _depart(self, job: JobState, allocation: Allocation | None) -> None:
+        """Take a job off its devices on its way to others."""
+        assert allocation is not None
+        stint = self.backend.move(job, allocation)
+        self._leave(job, stint, END_MIGRATE)
+        self.view.release(job, stint.done_s)
+
+    def _arrive(self, job: JobState, allocation: Allocation) -> None:
+        """Let it go on there."""
         view = self.view
-        begin_s = view.now + self._model.costs.migrate_s
-        view.move(job, allocation, begin_s, self._rate(allocation))
+        view.move(job, allocation, view.now + self._model.costs.migrate_s, self._rate(allocation))
         self.counts.migrations += 1
         self.log.event(view.now, MIGRATE, job.rank)
 
     def _rate(self, allocation: Allocation) -> float:
-        return 1.0 if self._uniform else self._model.rate(allocation, self.view.spec)
+        return self._model.rate(allocation, self.view.spec)
 
     def _leave(self, job: JobState, stint: Stint, reason: int) -> None:
         """Close the books on a job's stay on its devices."""
@@ -403,27 +418,27 @@ class Driver:
         elif not self._deciding:
             self._ask()
 
-    def devices_lost(self, node: int, mask: int, detail: str) -> None:
+    def devices_lost(self, node: int, mask: int, detail: str, *, host: bool = False) -> None:
         """GPUs fail or are taken away; jobs on them stop and wait again."""
         view = self.view
         view.now = now = self.clock.now
         for job in list(view.running):
             assert job.allocation is not None
-            if any(n == node and m & mask for n, m in job.allocation.shares):
+            if any(n == node and (m & mask or (host and not m)) for n, m in job.allocation.shares):
                 stint = self.backend.stop(job, failed=True)
                 self._leave(job, stint, END_FAIL)
                 view.stop(job, stint.done_s, "fail")
                 self.counts.failures += 1
                 self.log.event(now, FAILED, job.rank)
-        view.withdraw(node, mask)
+        view.withdraw(node, mask, host=host)
         self.log.device_event(now, LOST, node, mask, detail)
         if not self._deciding:
             self._ask()
 
-    def devices_returned(self, node: int, mask: int, detail: str) -> None:
+    def devices_returned(self, node: int, mask: int, detail: str, *, host: bool = False) -> None:
         """GPUs are back."""
         self.view.now = now = self.clock.now
-        self.view.restore(node, mask)
+        self.view.restore(node, mask, host=host)
         self.log.device_event(now, RETURNED, node, mask, detail)
         if not self._deciding:
             self._ask()

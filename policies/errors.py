@@ -22,7 +22,7 @@ class PlanError(TandemError):
         self.fault = fault
         super().__init__(
             f"policy {policy.name or type(policy).__name__!r} returned an impossible plan at"
-            f" {view.now:g} s: for job {job.job_id} ({job.request}) it {fault}"
+            f" {view.now:g} s: job {job.job_id} ({job.request}): {fault}"
         )
 
 

@@ -51,7 +51,7 @@ class Ordered:
         if items[head] is entry:
             items[head] = None
             self.head = head = head + 1
-            if head == len(items) or head >= _COMPACT and 2 * head >= len(items):
+            if head == len(items) or (head >= _COMPACT and 2 * head >= len(items)):
                 del items[:head]
                 self.head = 0
         elif items[-1] is entry:

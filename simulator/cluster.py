@@ -44,7 +44,7 @@ class Checkpoints:
 class SimulatedStint:
     """One stay of a job on its devices (see ``policies.contract.Stint``)."""
 
-    __slots__ = ("begin_s", "done_s", "lost_s", "moment", "rank", "rate")
+    __slots__ = ("begin_s", "done_s", "lost_s", "moment", "rank", "rate", "saved_s")
 
     def __init__(self, rank: int, done_s: float, begin_s: float, rate: float) -> None:
         self.rank = rank
@@ -52,6 +52,7 @@ class SimulatedStint:
         self.begin_s = begin_s
         self.rate = rate
         self.lost_s = 0.0
+        self.saved_s = 0.0  # work that a checkpoint holds whatever happens
         self.moment: Moment | None = None
 
 
@@ -70,8 +71,9 @@ class SimulatedCluster:
         self.model = model or Model()
         self.checkpoints = checkpoints or Checkpoints()
         self._uniform = self.model.uniform
+        self._gratis = not (self.model.costs.start_s or self.model.costs.restore_s)
         self._stints: dict[int, SimulatedStint] = {}
-        self._done: dict[int, float] = {}  # work done by jobs that wait again
+        self._done: dict[int, float] = {}  # work that jobs which wait again have kept
         self._saving: dict[tuple[int, int], float] = {}  # GPU -> when it has saved the last job
         self._listener: Listener | None = None
         self.returning = 0  # devices that are out of service and will come back
@@ -80,15 +82,24 @@ class SimulatedCluster:
         """Name the driver."""
         self._listener = listener
 
+    @property
+    def listener(self) -> Listener:
+        """The driver that hears of events."""
+        assert self._listener is not None, "attach a driver first"
+        return self._listener
+
     def start(self, job: JobState, allocation: Allocation) -> None:
         """Run a job on devices that are free."""
-        self._begin(job, allocation, self._done.pop(job.rank, 0.0), self.model.start_cost_s(job))
+        done_s = self._done.pop(job.rank, 0.0) if self._done else 0.0
+        cost_s = 0.0 if self._gratis else self.model.start_cost_s(job)
+        self._begin(job, allocation, done_s, done_s, cost_s)
 
     def stop(self, job: JobState, *, failed: bool) -> SimulatedStint:
         """Take a job off its devices; what it keeps is up to the checkpoint model."""
         stint = self._close(job)
         if failed or not self.checkpoints.on_preempt:
-            kept = self.checkpoints.kept_s(stint.done_s)
+            # What it restarted from is a checkpoint too, whatever the period.
+            kept = max(stint.saved_s, self.checkpoints.kept_s(stint.done_s))
             stint.lost_s = stint.done_s - kept
             stint.done_s = kept
         save_s = self.model.costs.save_s
@@ -102,14 +113,16 @@ class SimulatedCluster:
     def move(self, job: JobState, allocation: Allocation) -> SimulatedStint:
         """Let a running job go on on other devices."""
         stint = self._close(job)
-        self._begin(job, allocation, stint.done_s, self.model.costs.migrate_s)
+        self._begin(job, allocation, stint.done_s, stint.saved_s, self.model.costs.migrate_s)
         return stint
 
     def quiet(self) -> bool:
         """Whether no device will come back."""
         return self.returning == 0
 
-    def _begin(self, job: JobState, allocation: Allocation, done_s: float, cost_s: float) -> None:
+    def _begin(
+        self, job: JobState, allocation: Allocation, done_s: float, saved_s: float, cost_s: float
+    ) -> None:
         now = self.clock.now
         ready_s = now
         if self._saving:
@@ -117,6 +130,7 @@ class SimulatedCluster:
         begin_s = ready_s + cost_s
         rate = 1.0 if self._uniform else self.model.rate(allocation, self.spec)
         stint = SimulatedStint(job.rank, done_s, begin_s, rate)
+        stint.saved_s = saved_s
         self._stints[job.rank] = stint
         finish_s = begin_s + (job.job.duration_s - done_s) / rate
         stint.moment = self.clock.at(finish_s, FINISH, self._finish, stint)
@@ -147,5 +161,4 @@ class SimulatedCluster:
         stint: SimulatedStint = moment.subject
         del self._stints[stint.rank]
         stint.moment = None
-        assert self._listener is not None
-        self._listener.job_finished(stint.rank, stint)
+        self.listener.job_finished(stint.rank, stint)

@@ -16,6 +16,7 @@ end of the running order, so a decision costs about what it changes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from typing import Any
 
 from policies.contract import Policy
@@ -63,47 +64,66 @@ def preempt(policy: Policy, view: ClusterView, draft: Draft) -> None:
             by_pool.setdefault(shape.pools[0], []).append(shape)
         else:
             for pool, shapes in by_pool.items():
-                _Pass(policy, view, draft, pool, shapes).run()
+                _Pass(policy, view, draft, pool, shapes).run(shapes)
             return
     _preempt_by_place(policy, view, draft)
 
 
 class Tail:
-    """Running jobs from the last in order upward, with their keys at this instant."""
+    """Running jobs from the last in order upward, with their keys at this instant.
 
-    __slots__ = ("_more", "entries")
+    ``entries`` holds those looked at so far; ``more()`` adds the next, or says there is none.
+    """
+
+    __slots__ = ("_source", "entries")
 
     def __init__(self, policy: Policy, view: ClusterView, pool: int | None) -> None:
         self.entries: list[Entry] = []
-        self._more = self._upward(policy, view, pool)
+        self._source = self._upward(policy, view, pool)
 
     @staticmethod
     def _upward(policy: Policy, view: ClusterView, pool: int | None) -> Iterator[Entry]:
         now, pool_of, order = view.now, view.free.pool_of, policy.order
+        if len(view.free.pools) == 1:
+            pool = None
         if policy.orders_running:
             jobs: Iterator[JobState] = reversed(view.running)
             entries: Iterable[Entry] = ((order(job, now), job.rank, job) for job in jobs)
         else:
             entries = sorted(((order(j, now), j.rank, j) for j in view.running), reverse=True)
+        if pool is None:
+            yield from entries
+            return
         for entry in entries:
             allocation = entry[2].allocation
             assert allocation is not None
-            if pool is None or pool_of[allocation.shares[0][0]] == pool:
+            if pool_of[allocation.shares[0][0]] == pool:
                 yield entry
+
+    def more(self) -> bool:
+        """Look at one more."""
+        entry = next(self._source, None)
+        if entry is None:
+            return False
+        self.entries.append(entry)
+        return True
 
     def at(self, position: int) -> Entry | None:
         """The ``position``-th from the end, or None."""
-        entries = self.entries
-        while position >= len(entries):
-            entry = next(self._more, None)
-            if entry is None:
+        while position >= len(self.entries):
+            if not self.more():
                 return None
-            entries.append(entry)
-        return entries[position]
+        return self.entries[position]
 
 
 class _Pass:
-    """One exact greedy pass over one pool, by count."""
+    """One exact greedy pass over one pool, by count.
+
+    ``rivals`` are the shapes whose next job may still enter: ``[entry, GPUs, shape, position]``.
+    Once the next of a shape has found too little it stays out, until somebody leaves behind it.
+    """
+
+    __slots__ = ("draft", "entered", "free", "rivals", "tail")
 
     def __init__(
         self, policy: Policy, view: ClusterView, draft: Draft, pool: int, shapes: list[Shape]
@@ -111,72 +131,88 @@ class _Pass:
         self.draft = draft
         self.free = draft.free.pools[pool].free
         self.tail = Tail(policy, view, pool)
-        self.shapes = shapes
-        self.next = [0] * len(shapes)  # position of each shape's first job not passed yet
         self.entered: list[JobState] = []
+        self.rivals: list[list[Any]] = []
+        for shape in shapes:
+            waiting = shape.waiting
+            entry = waiting.items[waiting.head]
+            if self._finds_room(entry, shape.num_gpus):
+                self.rivals.append([entry, shape.num_gpus, shape, 0])
 
-    def run(self) -> None:
+    def run(self, shapes: list[Shape]) -> None:
         """Find who enters and who leaves, then tell the draft."""
-        while True:
+        while self.rivals or self.free < 0:
             leaver = self._leaver() if self.free < 0 else None
-            index = self._enterer(leaver)
-            if index is not None:
-                shape = self.shapes[index]
-                self.entered.append(shape.waiting[self.next[index]][2])
-                self.next[index] += 1
-                self.free -= shape.num_gpus
+            rival = self._first_rival(leaver)
+            if rival is not None:
+                self._enter(rival)
             elif leaver is not None:
-                self._leave(leaver)
-            else:
-                break
+                self._leave(leaver, shapes)
         for job in self.entered:
             started = self.draft.start(job)
             assert started, f"{job} was counted in but found no devices"
 
+    def _finds_room(self, entry: Entry, num_gpus: int) -> bool:
+        """Whether free GPUs and those of running jobs behind ``entry`` are enough."""
+        room = self.free
+        if room >= num_gpus:
+            return True
+        tail = self.tail
+        entries = tail.entries
+        position = 0
+        while position < len(entries) or tail.more():
+            lower = entries[position]
+            if lower < entry:
+                return False
+            room += lower[2].shape.num_gpus
+            if room >= num_gpus:
+                return True
+            position += 1
+        return False
+
     def _leaver(self) -> int:
         """Position in the tail of the first running job in order that no longer fits."""
-        free, position = self.free, 0
+        free, position, tail = self.free, 0, self.tail
         while True:
-            entry = self.tail.at(position)
+            entry = tail.at(position)
             assert entry is not None, "more GPUs entered than there are"
             free += entry[2].shape.num_gpus
             if free >= 0:
                 return position
             position += 1
 
-    def _enterer(self, leaver: int | None) -> int | None:
-        """The shape whose next job is first in order among those that find enough GPUs."""
-        best: Entry | None = None
-        found = None
-        if leaver is not None:
-            best = self.tail.at(leaver)  # whoever enters must come before it
-        for index, shape in enumerate(self.shapes):
-            waiting = shape.waiting
-            position = self.next[index]
-            if position >= len(waiting):
-                continue
-            entry: Entry = waiting[position]
-            if (best is None or entry < best) and self._finds_room(entry, shape.num_gpus):
-                best, found = entry, index
-        return found
+    def _first_rival(self, leaver: int | None) -> list[Any] | None:
+        """The first in order among those that still find room, if it comes before ``leaver``."""
+        rivals = [r for r in self.rivals if self._finds_room(r[0], r[1])]
+        self.rivals = rivals
+        if not rivals:
+            return None
+        first = min(rivals, key=itemgetter(0)) if len(rivals) > 1 else rivals[0]
+        if leaver is not None and self.tail.entries[leaver] < first[0]:
+            return None
+        return first
 
-    def _finds_room(self, entry: Entry, num_gpus: int) -> bool:
-        room, position, tail = self.free, 0, self.tail
-        while room < num_gpus:
-            lower = tail.at(position)
-            if lower is None or lower < entry:
-                return False
-            room += lower[2].shape.num_gpus
-            position += 1
-        return True
+    def _enter(self, rival: list[Any]) -> None:
+        entry, num_gpus, shape, position = rival
+        self.entered.append(entry[2])
+        self.free -= num_gpus
+        position += 1
+        if position < len(shape.waiting):
+            rival[0], rival[3] = shape.waiting[position], position
+        else:
+            self.rivals.remove(rival)
 
-    def _leave(self, position: int) -> None:
+    def _leave(self, position: int, shapes: list[Shape]) -> None:
         entry = self.tail.entries.pop(position)
         self.draft.stop(entry[2])
         self.free += entry[2].shape.num_gpus
-        # Whoever comes before it in the order has been passed over for good.
-        for index, shape in enumerate(self.shapes):
-            self.next[index] = max(self.next[index], shape.waiting.bisect_right(entry))
+        # Whoever comes before it has been passed over for good; behind it there is room again.
+        self.rivals = []
+        for shape in shapes:
+            waiting = shape.waiting
+            behind = waiting.bisect_right(entry)
+            if behind < len(waiting):
+                self.rivals.append([waiting[behind], shape.num_gpus, shape, behind])
 
 
 def _preempt_by_place(policy: Policy, view: ClusterView, draft: Draft) -> None:
