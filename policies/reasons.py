@@ -80,7 +80,7 @@ def behind(policy: Policy, view: ClusterView, job: JobState) -> Reason:
             facts=facts,
         )
     facts |= {"first": first.job_id, "first_needs": str(first.request)}
-    text = f"behind {ahead} job{'s' if ahead != 1 else ''} {policy.ahead}"
+    text = f"behind {ahead} job{'s' if ahead != 1 else ''} ({policy.ahead})"
     text += f"; first in line is {first.job_id}, which needs {first.request}"
     return Reason(code="behind", text=text, facts=facts)
 
@@ -88,7 +88,7 @@ def behind(policy: Policy, view: ClusterView, job: JobState) -> Reason:
 def lacking(policy: Policy, view: ClusterView, job: JobState) -> Reason:
     """Even alone it would not start: too few GPUs, or none where it could go."""
     ahead = view.waiting.ahead_of(job)
-    queue = f"; {ahead} job{'s' if ahead != 1 else ''} {policy.ahead} also wait" if ahead else ""
+    queue = f"; behind {ahead} job{'s' if ahead != 1 else ''} ({policy.ahead})" if ahead else ""
     reason = _room(policy, view, job)
     return Reason(
         code=reason.code, text=reason.text + queue, facts={**reason.facts, "ahead": ahead}

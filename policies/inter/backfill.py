@@ -18,16 +18,16 @@ started, so where the world charges them a backfilled job may end later than was
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from heapq import merge
 from typing import ClassVar
 
-from policies.contract import Policy
+from policies.contract import Policy, Reason
 from policies.estimates import estimator
 from policies.free import FreeGpus
 from policies.plan import Draft
-from policies.queues import Walk
+from policies.queues import Entry, Walk
 from policies.state import JobState
 from policies.view import ClusterView
 from traces import Allocation, UsageError
@@ -67,6 +67,15 @@ class Easy(Policy):
         """Estimated end."""
         return job.finish_estimate_s()
 
+    def explain(self, view: ClusterView, job: JobState) -> Reason:
+        """Name the reservation a job would delay, where it fits and may not start."""
+        reason = Policy.explain(self, view, job)
+        draft = view.draft()
+        head = next((j for j in view.waiting if not draft.start(j)), None)
+        if reason.code != "behind" or head is None or head is job:
+            return reason
+        return delaying(reason, view, job, head, reserve(view, draft, head).shadow_s)
+
     def plan(self, view: ClusterView) -> Draft:
         """Start in order; reserve for the first misfit; let others pass who do not delay it."""
         draft = view.draft()
@@ -91,6 +100,25 @@ def check_backfill(name: str, estimates: str, depth: int) -> None:
         raise UsageError(f"{name}: depth is {depth}; expected 0 or more waiting jobs")
 
 
+def delaying(
+    reason: Reason, view: ClusterView, job: JobState, other: JobState, reserved_s: float
+) -> Reason:
+    """The reason of a job that fits, but would take what is reserved for another."""
+    left_s = job.remaining_s(view.now)
+    when = "" if reserved_s == INFINITY else f" at {reserved_s:g} s"
+    return Reason(
+        code="reserved",
+        text=f"it may take {left_s:g} s more and would delay {other.job_id} ({other.request}),"
+        f" which has a reservation{when}; {reason.facts['ahead']} jobs are ahead of it",
+        facts={
+            **reason.facts,
+            "for": other.job_id,
+            "reserved_s": None if reserved_s == INFINITY else reserved_s,
+            "estimate_left_s": left_s,
+        },
+    )
+
+
 def ends(view: ClusterView, started: Draft | None = None) -> Iterator[tuple[float, JobState]]:
     """Yield (estimated end, job) of all jobs on devices, earliest first.
 
@@ -104,9 +132,11 @@ def ends(view: ClusterView, started: Draft | None = None) -> Iterator[tuple[floa
             yield max(end_s, soon), job
         return
     later = sorted((max(now + j.remaining_s(now), soon), j.rank, j) for j in fresh)
-    order = view.running.order
-    if order is None:
-        order = sorted((j.finish_estimate_s(), j.rank, j) for j in view.running)
+    order: Iterable[Entry] = (
+        view.running.order
+        if view.running.order is not None
+        else sorted((j.finish_estimate_s(), j.rank, j) for j in view.running)
+    )
     for end_s, _, job in merge(order, later):
         yield max(end_s, soon), job
 

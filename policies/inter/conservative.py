@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import ClassVar
 
-from policies.contract import Policy
+from policies.contract import Policy, Reason
 from policies.free import FreeGpus
-from policies.inter.backfill import check_backfill, counts, ends, place_on
+from policies.inter.backfill import check_backfill, counts, delaying, ends, place_on
 from policies.plan import Draft
 from policies.state import JobState
 from policies.view import ClusterView
@@ -66,6 +66,27 @@ class Conservative(Policy):
     def running_order(self, job: JobState, now: float) -> float:
         """Estimated end."""
         return job.finish_estimate_s()
+
+    def explain(self, view: ClusterView, job: JobState) -> Reason:
+        """Say when the job is to start, and that it may not start before those ahead."""
+        reason = Policy.explain(self, view, job)
+        if reason.code not in {"behind", "not_enough_gpus", "fragmented"}:
+            return reason
+        draft, booked = self.reservations(view, until=job)
+        if job not in booked:
+            ahead = view.waiting.ahead_of(job)
+            return Reason(
+                code="behind",
+                text=f"behind {ahead} jobs ({self.ahead}); only the first {self.depth} are planned",
+                facts={**reason.facts, "ahead": ahead, "depth": self.depth},
+            )
+        own_s = booked[job]
+        own = None if own_s == INFINITY else own_s
+        if reason.code == "behind":
+            head = next(j for j in booked if j not in draft.changes)
+            reason = delaying(reason, view, job, head, booked[head])
+        text = reason.text + ("" if own is None else f"; its own reservation is at {own:g} s")
+        return Reason(code=reason.code, text=text, facts={**reason.facts, "own_s": own})
 
     def plan(self, view: ClusterView) -> Draft:
         """Start the jobs whose reservation is now."""

@@ -53,7 +53,7 @@ class Gittins(Levels):
     min_history: int = 100
     name: ClassVar[str] = "gittins"
     learns: ClassVar[bool] = True
-    ahead: ClassVar[str] = "with a higher Gittins index, or as high and earlier in its queue"
+    ahead: ClassVar[str] = "higher Gittins index"
 
     def __post_init__(self) -> None:
         limits = self.levels
