@@ -188,11 +188,14 @@ class Listener(Protocol):
     def job_finished(self, rank: int, stint: Stint) -> None:
         """A job's work is done."""
 
-    def devices_lost(self, node: int, mask: int, detail: str) -> None:
-        """GPUs in service fail or are taken away; jobs on them stop."""
+    def devices_lost(self, node: int, mask: int, detail: str, *, host: bool = False) -> None:
+        """GPUs in service fail or are taken away; jobs on them stop.
 
-    def devices_returned(self, node: int, mask: int, detail: str) -> None:
-        """GPUs are back."""
+        ``host``: the machine itself is gone, so that CPU jobs on it stop as well.
+        """
+
+    def devices_returned(self, node: int, mask: int, detail: str, *, host: bool = False) -> None:
+        """GPUs are back, and with ``host`` their machine."""
 
 
 class Backend(Protocol):

@@ -112,6 +112,11 @@ class Workload:
         """Return the job at ``rank``."""
         return next(self.jobs(rank))
 
+    def demand(self) -> dict[Request, int]:
+        """Count the jobs of each request."""
+        counts = np.bincount(self.request_of, minlength=len(self.requests))
+        return dict(zip(self.requests, counts.tolist(), strict=True))
+
     def digest(self) -> str:
         """SHA-256 over the canonical content, independent of the file's row order."""
         digest = hashlib.sha256()
