@@ -31,9 +31,8 @@ def write_report(runs: Sequence[RunLog], out: Path) -> Path:
     Raises :class:`traces.errors.UsageError` when ``out`` cannot be written, and
     :class:`traces.errors.DataError` when a run cannot be read. Returns ``out``.
     """
-    text = render(runs)
-    with writing(out) as file:
-        file.write(text)
+    with writing(out) as file:  # first of all: better to hear of a wrong path before the work
+        file.write(render(runs))
     return out
 
 

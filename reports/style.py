@@ -66,8 +66,7 @@ _RC: Any = {
 
 def line(index: int) -> dict[str, Any]:
     """Colour and dash of the ``index``-th line; 28 differ before they repeat."""
-    turn = index // len(PALETTE) + index
-    return {"color": PALETTE[index % len(PALETTE)], "linestyle": DASHES[turn % len(DASHES)]}
+    return {"color": PALETTE[index % len(PALETTE)], "linestyle": DASHES[index % len(DASHES)]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from reports.fairness import jain
 from reports.metrics import breakdown, metrics_of
 from reports.series import series
 from reports.tables import read
-from tests.reports.conftest import list_schedule, write_run
+from tests.reports.runs import list_schedule, write_run
 
 FINITE = st.floats(0, 1e6, allow_nan=False)
 
@@ -45,9 +45,9 @@ def test_metrics_of_any_run(seed: int, jobs: int) -> None:
     ):
         values = [known[f"{p}_{stem}"] for p in parts if f"{p}_{stem}" in known]
         assert values == sorted(values)
-    for name, values in (("jain_users", 5), ("jain_vcs", 3), ("jain_slowdown", max(jobs, 1))):
+    for name, n in (("jain_users", 5), ("jain_vcs", 3), ("jain_slowdown", max(jobs, 1))):
         if name in known:
-            assert 1 / values - 1e-12 <= known[name] <= 1
+            assert 1 / n - 1e-12 <= known[name] <= 1
     # Counts of the breakdown are the counts of the run, and GPU-seconds are conserved.
     table = breakdown(tables, load, "size_class")
     assert table["jobs"].sum() == found["submitted_jobs"]

@@ -21,7 +21,7 @@ import pytest
 from reports.metrics import breakdown, metrics, metrics_of
 from reports.series import series
 from reports.tables import read
-from tests.reports.conftest import Hold, MakeRun
+from tests.reports.runs import Hold, MakeRun
 
 JOBS: list[dict[str, object]] = [
     {"job_id": "a", "submit_s": 0.0, "duration_s": 100.0, "num_gpus": 2, "user": "u1", "vc": "x"},
