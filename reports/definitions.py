@@ -133,18 +133,6 @@ METRICS: tuple[Metric, ...] = (
         formula="∫ fragmented GPUs dt / ∫ GPUs in service dt, over the sampled time",
     ),
     Metric(
-        name="preemptions", topic="Jobs", unit="", better="lower",
-        meaning="times a running job was stopped by the policy", formula="sum over jobs",
-    ),
-    Metric(
-        name="migrations", topic="Jobs", unit="", better="lower",
-        meaning="times a running job was moved to other devices", formula="sum over jobs",
-    ),
-    Metric(
-        name="failures", topic="Jobs", unit="",
-        meaning="times a job lost its devices", formula="sum over jobs",
-    ),
-    Metric(
         name="gpu_hours_held", topic="Cluster", unit="GPU h",
         meaning="attained service of all jobs", formula="sum of service_gpu_s / 3600",
     ),
@@ -215,6 +203,18 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         name="unsubmitted_jobs", topic="Jobs", unit="jobs",
         meaning="jobs of the trace that the log ends before", formula="count",
+    ),
+    Metric(
+        name="preemptions", topic="Jobs", unit="", better="lower",
+        meaning="times a running job was stopped by the policy", formula="sum over jobs",
+    ),
+    Metric(
+        name="migrations", topic="Jobs", unit="", better="lower",
+        meaning="times a running job was moved to other devices", formula="sum over jobs",
+    ),
+    Metric(
+        name="failures", topic="Jobs", unit="",
+        meaning="times a job lost its devices", formula="sum over jobs",
     ),
 )  # fmt: skip
 

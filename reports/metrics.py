@@ -64,8 +64,6 @@ def metrics_of(tables: RunTables, load: Series) -> dict[str, Number]:
     result |= _spread("bounded_slowdown", slowdowns(jobs, BOUND_S), "mean p50 p99")
     result |= _occupancy(tables, load)
     result["mean_fragmentation"] = _fragmentation(tables)
-    for name in ("preemptions", "migrations", "failures"):
-        result[name] = int(getattr(jobs, name).sum())
     for name, column in (("held", "service"), ("lost", "lost"), ("overhead", "overhead")):
         result[f"gpu_hours_{name}"] = float(getattr(jobs, f"{column}_gpu_s").sum()) / HOUR_S
     rho = rhos(jobs, load.demand_gpus, tables.num_gpus)
@@ -80,6 +78,8 @@ def metrics_of(tables: RunTables, load: Series) -> dict[str, Number]:
     result["submitted_jobs"] = len(jobs) - int(status.get("unsubmitted", 0))
     for outcome in ("finished", "running", "waiting", "rejected", "unsubmitted"):
         result[f"{outcome}_jobs"] = int(status.get(outcome, 0))
+    for name in ("preemptions", "migrations", "failures"):
+        result[name] = int(getattr(jobs, name).sum())
     return result
 
 

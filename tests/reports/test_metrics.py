@@ -99,9 +99,6 @@ EXPECTED: dict[str, float] = {
     "utilisation[t4]": (20 + 60) / 270,
     # 2 of 6 GPUs fragmented from 0 to 50, 1 of 6 from 50 to the end at 150
     "mean_fragmentation": (2 * 50 + 1 * 100) / (6 * 150),
-    "preemptions": 1,
-    "migrations": 0,
-    "failures": 0,
     "gpu_hours_held": 460 / 3600,
     "gpu_hours_lost": 5 / 3600,
     "gpu_hours_overhead": 2 * 10 / 3600,
@@ -119,6 +116,9 @@ EXPECTED: dict[str, float] = {
     "waiting_jobs": 0,
     "rejected_jobs": 1,
     "unsubmitted_jobs": 0,
+    "preemptions": 1,
+    "migrations": 0,
+    "failures": 0,
 }
 
 
