@@ -22,7 +22,17 @@ Entry = tuple[Any, int, JobState]
 class Shape:
     """Jobs that are alike to a placement: their request, their group, and those that wait."""
 
-    __slots__ = ("gpus", "group", "milli", "num_gpus", "pools", "request", "waiting", "whole")
+    __slots__ = (
+        "countable",
+        "gpus",
+        "group",
+        "milli",
+        "num_gpus",
+        "pools",
+        "request",
+        "waiting",
+        "whole",
+    )
 
     def __init__(self, request: Request, group: str | None, pools: tuple[int, ...]) -> None:
         self.request = request
@@ -31,6 +41,8 @@ class Shape:
         self.gpus = request.gpus
         self.milli = request.num_gpus * request.gpu_milli
         self.whole = request.num_gpus > 0 and request.gpu_milli == 1000
+        # Whether it fits is a matter of counting one pool's free GPUs (if placement is by count).
+        self.countable = self.whole and len(pools) == 1 and not request.single_node
         self.pools = pools  # indices of the pools it may run in
         self.waiting = Ordered()
 

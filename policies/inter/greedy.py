@@ -55,17 +55,15 @@ def preempt(policy: Policy, view: ClusterView, draft: Draft) -> None:
     """
     if not view.waiting:
         return
-    if view.placement.by_count and not view.free.limited:
-        by_pool: dict[int, list[Shape]] = {}
-        for shape in view.waiting.shapes:
-            request = shape.request
-            if len(shape.pools) != 1 or request.gpu_milli != 1000 or request.single_node:
-                break
-            by_pool.setdefault(shape.pools[0], []).append(shape)
-        else:
-            for pool, shapes in by_pool.items():
-                _Pass(policy, view, draft, pool, shapes).run(shapes)
+    shapes = view.waiting.shapes
+    if view.placement.by_count and not view.free.limited and all(s.countable for s in shapes):
+        if len(view.free.pools) == 1:
+            _Pass(policy, view, draft, 0, shapes).run()
             return
+        for pool in sorted({shape.pools[0] for shape in shapes}):
+            here = [shape for shape in shapes if shape.pools[0] == pool]
+            _Pass(policy, view, draft, pool, here).run()
+        return
     _preempt_by_place(policy, view, draft)
 
 
@@ -123,7 +121,7 @@ class _Pass:
     Once the next of a shape has found too little it stays out, until somebody leaves behind it.
     """
 
-    __slots__ = ("draft", "entered", "free", "rivals", "tail")
+    __slots__ = ("draft", "entered", "free", "rivals", "shapes", "tail")
 
     def __init__(
         self, policy: Policy, view: ClusterView, draft: Draft, pool: int, shapes: list[Shape]
@@ -132,14 +130,18 @@ class _Pass:
         self.free = draft.free.pools[pool].free
         self.tail = Tail(policy, view, pool)
         self.entered: list[JobState] = []
+        self.shapes = shapes
         self.rivals: list[list[Any]] = []
+        last = self.tail.at(0)
         for shape in shapes:
             waiting = shape.waiting
             entry = waiting.items[waiting.head]
-            if self._finds_room(entry, shape.num_gpus):
+            if self.free >= shape.num_gpus or (
+                last is not None and entry < last and self._finds_room(entry, shape.num_gpus)
+            ):
                 self.rivals.append([entry, shape.num_gpus, shape, 0])
 
-    def run(self, shapes: list[Shape]) -> None:
+    def run(self) -> None:
         """Find who enters and who leaves, then tell the draft."""
         while self.rivals or self.free < 0:
             leaver = self._leaver() if self.free < 0 else None
@@ -147,7 +149,7 @@ class _Pass:
             if rival is not None:
                 self._enter(rival)
             elif leaver is not None:
-                self._leave(leaver, shapes)
+                self._leave(leaver)
         for job in self.entered:
             started = self.draft.start(job)
             assert started, f"{job} was counted in but found no devices"
@@ -202,14 +204,17 @@ class _Pass:
         else:
             self.rivals.remove(rival)
 
-    def _leave(self, position: int, shapes: list[Shape]) -> None:
+    def _leave(self, position: int) -> None:
         entry = self.tail.entries.pop(position)
         self.draft.stop(entry[2])
-        self.free += entry[2].shape.num_gpus
+        free = self.free = self.free + entry[2].shape.num_gpus
         # Whoever comes before it has been passed over for good; behind it there is room again.
         self.rivals = []
-        for shape in shapes:
+        last = self.tail.at(0)
+        for shape in self.shapes:
             waiting = shape.waiting
+            if free < shape.num_gpus and (last is None or last < entry):
+                continue
             behind = waiting.bisect_right(entry)
             if behind < len(waiting):
                 self.rivals.append([waiting[behind], shape.num_gpus, shape, behind])
