@@ -322,20 +322,21 @@ def _over_jobs(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _PerJob:
-    """Values per job by metric stem, and their ascending order."""
+    """Known values per job by metric stem, ascending, and the jobs in that order."""
 
-    values: dict[str, Floats]
+    ascending: dict[str, Floats]
     order: dict[str, NDArray[np.intp]]
 
     def statistics(self, weight: Floats) -> dict[str, float]:
         """Weighted mean and quantiles of every stem, under the metrics' names."""
         found: dict[str, float] = {}
-        for stem, x in self.values.items():
-            order = self.order[stem]  # unknown values (NaN) are not in it
-            share = np.cumsum(weight[order])
+        for stem in self.order:
+            order = self.order[stem]
+            drawn = weight[order]
+            share = np.cumsum(drawn)
             total = float(share[-1]) if len(share) else 0.0
-            known = x[order]
-            found[f"mean_{stem}"] = float(known @ weight[order]) / total if total else np.nan
+            known = self.ascending[stem]
+            found[f"mean_{stem}"] = float(known @ drawn) / total if total else np.nan
             parts = ("median", "p90", "p99") if stem.endswith("_s") else ("p50", "p99")
             for part in parts:
                 place = np.searchsorted(share, _QUANTILES[part] * total, side="left")
@@ -354,7 +355,7 @@ def _per_job(jobs: Jobs, which: NDArray[np.bool_]) -> _PerJob:
     for stem, x in values.items():
         sorted_places = np.argsort(x, kind="stable")
         order[stem] = sorted_places[: int((~np.isnan(x)).sum())]  # NaN sorts last
-    return _PerJob(values=values, order=order)
+    return _PerJob(ascending={s: x[order[s]] for s, x in values.items()}, order=order)
 
 
 def _block_weights(n: int, block: int, rng: np.random.Generator) -> Floats:
