@@ -12,19 +12,18 @@ Exit codes: 0 done; 1 data that cannot be used, or a file that cannot be read or
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import reports.cli
+import simulator.cli
+import traces.cli
 from traces.errors import TandemError, UsageError, did_you_mean
 
 INTERRUPTED = 130
 READER_GONE = 141
-
-ROOMS = ("simulator", "reports", "policies", "traces")
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,9 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(tandem=main)
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
-    for room in ROOMS:
-        if importlib.util.find_spec(f"{room}.cli") is not None:
-            importlib.import_module(f"{room}.cli").add_commands(commands)
+    for room in (simulator.cli, reports.cli, traces.cli):
+        room.add_commands(commands)
     return parser
 
 

@@ -83,6 +83,12 @@ def test_no_command_prints_help_and_is_a_usage_error(capsys: pytest.CaptureFixtu
     assert "commands:" in captured.err
 
 
+def test_every_room_that_has_commands_is_asked_for_them(repo: Path) -> None:
+    offered = {f"{room}.cli" for room in ROOMS if (repo / room / "cli.py").is_file()}
+    asked = {f"{room}.cli" for room in ROOMS if hasattr(getattr(tandem, room, None), "cli")}
+    assert offered == asked, "tandem.build_parser() joins the commands of every room's cli.py"
+
+
 def parser_with(handler: Callable[[argparse.Namespace], int]) -> Callable[[], tandem.Parser]:
     """A front door with one room: commands ``run`` (the handler) and ``replay``."""
 
