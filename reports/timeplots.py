@@ -21,6 +21,7 @@ from reports.style import (
     HATCHES,
     INK,
     PALETTE,
+    RED,
     STACK,
     TimeUnit,
     legend,
@@ -50,7 +51,8 @@ def _time_axis(ax: Axes, start_s: float, end_s: float) -> TimeUnit:
 def allocation(ax: Axes, tables: RunTables, load: Series) -> None:
     """GPUs held by jobs over time, stacked by GPU type, under the line of capacity.
 
-    The dashed line is what makes progress; the thin line is the highest total in each bin.
+    The thin line is the highest total in each bin. A dashed line is what makes progress, where that
+    is less than what is held.
     """
     start_s, end_s = tables.start_s, tables.end_s
     if end_s <= start_s:
@@ -79,9 +81,9 @@ def allocation(ax: Axes, tables: RunTables, load: Series) -> None:
     total = load.total("allocated").bins(edges)
     ax.stairs(total.high, x, color=PALETTE[0], linewidth=0.7, label="held, peak in bin")
     busy = load.total("progressing").bins(edges).mean
-    ax.stairs(
-        busy, x, color=PALETTE[4], linewidth=1.1, linestyle=(0, (3, 1.5)), label="progressing"
-    )
+    if np.abs(floor - busy).sum() > 1e-3 * floor.sum():  # else it would only blur the edge
+        dash = (0, (3, 1.5))
+        ax.stairs(busy, x, color=RED, linewidth=1.1, linestyle=dash, label="progressing")
     capacity = load.total("capacity").bins(edges)
     ax.stairs(capacity.low, x, color=INK, linewidth=1.5, label="in service (lowest in bin)")
     ax.set_ylim(0, max(float(capacity.high.max()), float(total.high.max()), 1.0) * 1.06)
