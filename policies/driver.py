@@ -20,7 +20,7 @@ import simpy
 
 from policies.clock import ARRIVAL, DECIDE, END, SAMPLE, TIMER, Clock, Moment
 from policies.contract import Backend, PlacementPolicy, Policy, Stint
-from policies.errors import PlanError, StarvationError
+from policies.errors import FutileError, PlanError, StarvationError
 from policies.estimates import estimator
 from policies.model import Model
 from policies.plan import Plan
@@ -39,6 +39,9 @@ IS_FINISHED, IS_RUNNING, IS_WAITING, IS_REJECTED, IS_UNSUBMITTED = range(len(OUT
 NAN = float("nan")
 # A round-based policy that starts nothing on an idle cluster for this many rounds is stuck.
 IDLE_ROUNDS = 10_000
+# A job that fails so often without keeping more work than before is taken never to end.
+FAILURES_IN_VAIN = 1_000
+SAMPLES_PER_STEP = 4_000
 
 
 class Recorder(Protocol):
@@ -159,6 +162,7 @@ class Driver:
         self._fragmented = fragmented
         self._on_progress = on_progress
         self._jobs: dict[int, JobState] = {}
+        self._vain: dict[int, tuple[float, int]] = {}  # rank -> work kept, failures since then
         self._end = simpy.Event(clock)
         self._arrived = False
         self._deciding = False
@@ -430,10 +434,19 @@ class Driver:
                 view.stop(job, stint.done_s, "fail")
                 self.counts.failures += 1
                 self.log.event(now, FAILED, job.rank)
+                self._check_futile(job)
         view.withdraw(node, mask, host=host)
         self.log.device_event(now, LOST, node, mask, detail)
         if not self._deciding:
             self._ask()
+
+    def _check_futile(self, job: JobState) -> None:
+        """A job that fails again and again at the same point will never end."""
+        kept_s, times = self._vain.get(job.rank, (job.done_s, 0))
+        times = times + 1 if job.done_s <= kept_s else 1
+        self._vain[job.rank] = (job.done_s, times)
+        if times >= FAILURES_IN_VAIN:
+            raise FutileError(job, self.view.now, times)
 
     def devices_returned(self, node: int, mask: int, detail: str, *, host: bool = False) -> None:
         """GPUs are back."""
@@ -469,12 +482,14 @@ class Driver:
                 self._leave(job, self.backend.stop(job, failed=False), END_OPEN)
 
     def _samples(self, every_s: float) -> Generator[Moment, Any, None]:
-        first = float(self.workload.table["submit_s"].iloc[0])
-        step = 0
+        """Sample every so often; a run that goes on for long is sampled half as often each time."""
+        due_s = float(self.workload.table["submit_s"].iloc[0])
         while True:
-            yield self.clock.at(max(first + step * every_s, self.clock.now), SAMPLE)
-            self._sample()
-            step += 1
+            for _ in range(SAMPLES_PER_STEP):
+                yield self.clock.at(due_s, SAMPLE)
+                self._sample()
+                due_s += every_s
+            every_s *= 2
 
     def _sample(self) -> None:
         view = self.view

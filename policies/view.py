@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from policies.contract import Policy
 from policies.free import FreeGpus
 from policies.plan import Draft
 from policies.queues import DueTimes, RunningJobs, Shape, WaitingJobs
@@ -18,7 +19,7 @@ from policies.state import DONE, RUNNING, WAITING, JobState
 from traces import Allocation, ClusterSpec, Job
 
 if TYPE_CHECKING:
-    from policies.contract import PlacementPolicy, Policy
+    from policies.contract import PlacementPolicy
 
 INFINITY = float("inf")
 
@@ -39,6 +40,10 @@ class ClusterView:
         self.free = FreeGpus(spec)
         self.waiting = WaitingJobs()
         self.running = RunningJobs(ordered=policy.orders_running)
+        # What a policy does not declare need not be asked for every job.
+        self._grouped = type(policy).group is not Policy.group
+        self._ordered = type(policy).order is not Policy.order
+        self._remembers = policy.remembers
         self.finished = 0
         self._shapes: dict[tuple[int, str | None], Shape] = {}
         self._due = DueTimes()
@@ -83,7 +88,7 @@ class LiveView(ClusterView):
     def submit(self, job: Job, estimate_s: float) -> JobState:
         """A job arrives and waits."""
         policy = self.policy
-        group = policy.group(job)
+        group = policy.group(job) if self._grouped else None
         key = (id(job.request), group)  # requests are interned and outlive the view
         shape = self._shapes.get(key)
         if shape is None:
@@ -91,7 +96,7 @@ class LiveView(ClusterView):
             self._shapes[key] = shape
         state = JobState(job, shape, estimate_s, self.now)
         state.lesson = self._lesson
-        if policy.remembers:
+        if self._remembers:
             state.memory = policy.remember(state, self.now, "submit")
         self._wait(state)
         return state
@@ -119,7 +124,7 @@ class LiveView(ClusterView):
         else:
             job.failures += 1
         job.phase = WAITING
-        if self.policy.remembers:
+        if self._remembers:
             job.memory = self.policy.remember(job, self.now, event)
         self._wait(job)
 
@@ -191,17 +196,17 @@ class LiveView(ClusterView):
             self.running.add(job, policy.running_order(job, now) if policy.orders_running else None)
 
     def _wait(self, job: JobState) -> None:
-        policy, now = self.policy, self.now
-        self.waiting.add(job, policy.order(job, now))
-        if policy.remembers:
-            self._due.set(job, policy.changes_at(job, now))
+        self.waiting.add(job, self.policy.order(job, self.now) if self._ordered else 0.0)
+        if self._remembers:
+            self._due.set(job, self.policy.changes_at(job, self.now))
 
     def _run(self, job: JobState, event: str | None) -> None:
         policy, now = self.policy, self.now
-        if policy.remembers and event is not None:
+        if self._remembers and event is not None:
             job.memory = policy.remember(job, now, event)
-        self.running.add(job, policy.running_order(job, now) if policy.orders_running else None)
-        if policy.remembers:
+        running = self.running
+        running.add(job, policy.running_order(job, now) if running.order is not None else None)
+        if self._remembers:
             self._due.set(job, policy.changes_at(job, now))
 
     def _halt(self, job: JobState, done_s: float) -> None:

@@ -315,8 +315,17 @@ class RunWriter:
 
     def _writer(self, table: str) -> pq.ParquetWriter:
         if table not in self._writers:
+            # Times and ids hardly repeat: a dictionary of them costs time and space.
+            repeating = [
+                c.name
+                for c in TABLES[table]
+                if c.type == _LABEL or (c.type == _STRING and c.name != "job_id")
+            ]
             self._writers[table] = pq.ParquetWriter(
-                self._dir / f"{table}.parquet", schema(table), compression="zstd"
+                self._dir / f"{table}.parquet",
+                schema(table),
+                compression="zstd",
+                use_dictionary=repeating,
             )
         return self._writers[table]
 
