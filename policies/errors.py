@@ -41,3 +41,16 @@ class StarvationError(TandemError):
             f" at {view.now:g} s: nothing runs and nothing is to come; first in order is"
             f" {first.job_id} ({first.request}): {reason.text}"
         )
+
+
+class FutileError(TandemError):
+    """A job loses its devices again and again before it can keep any work."""
+
+    def __init__(self, job: JobState, now: float, times: int) -> None:
+        self.job_id = job.job_id
+        self.time_s = now
+        super().__init__(
+            f"job {job.job_id} ({job.request}) has lost its devices {times} times without keeping"
+            f" any new work, by {now:g} s: at this rate of failures it never ends; it needs more"
+            " frequent checkpoints, or rarer failures"
+        )
