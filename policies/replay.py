@@ -136,8 +136,8 @@ class Replay:
         self.run = run
         self.policy, placement = policies_of(run)
         self.spec = run.spec
-        self.view = LiveView(self.spec, self.policy, placement)
         self.workload: Workload = load(run.path)
+        self.view = LiveView(self.spec, self.policy, placement.prepare(self.workload.demand()))
         self.ranks = {job_id: i for i, job_id in enumerate(self.workload.table["job_id"])}
         self.jobs: dict[int, JobState] = {}
         record = run.record

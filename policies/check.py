@@ -1,0 +1,397 @@
+"""``check_policy``: the conformance suite for a policy author, in one line.
+
+Small made-up workloads are run through the driver on an exact little world (rate 1, no costs).
+At every decision the policy is asked more than the driver would ask it: twice, once more with
+the jobs' true run times changed, and for a reason for every waiting job. What it must hold:
+
+- ``pure``: planning and explaining change nothing in the view,
+- ``repeatable``: the same view gives the same plan; the same workload gives the same run,
+- ``valid``: devices exist, are free, are of an allowed type, and make up the whole gang,
+- ``honest``: a plan and an order depend on estimates, never on ``job.job.duration_s``,
+- ``reasons``: every waiting job has one, with a code and a text,
+- ``order of rows``: permuting the rows of a trace changes nothing,
+- ``lone job``: a job that has the cluster to itself runs,
+- ``finishes``: every job ends, in a number of decisions that leaves no doubt.
+
+Left out: costs, failures, and how good the policy is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from policies.clock import FINISH, Clock, Moment
+from policies.contract import Listener, PlacementPolicy, Policy, Reason
+from policies.driver import Driver
+from policies.errors import PlanError, StarvationError
+from policies.plan import Plan
+from policies.registry import make_placement, make_policy
+from policies.state import JobState
+from policies.view import ClusterView
+from traces import Allocation, ClusterSpec, Job, TandemError, Workload
+
+CLUSTERS = ("3x4:v100", "3x4:v100:2,3x4:t4:2")
+JOBS = 24
+DECISIONS = 5_000  # of one run; a sound policy needs a few per job
+CHECKS = (
+    "pure", "repeatable", "valid", "honest", "reasons", "order of rows", "lone job", "finishes"
+)  # fmt: skip
+# What a policy's own code may raise; anything else is not its fault.
+FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One fault: which check, and what was seen."""
+
+    check: str
+    fault: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckReport:
+    """What ``check_policy`` found; true if nothing."""
+
+    policy: str
+    placement: str
+    decisions: int
+    findings: tuple[Finding, ...] = ()
+
+    def __bool__(self) -> bool:
+        return not self.findings
+
+    def __str__(self) -> str:
+        failed = {finding.check for finding in self.findings}
+        lines = [f"{self.policy} with placement {self.placement}: {self.decisions} decisions"]
+        lines += [f"  {'FAILED' if check in failed else 'ok':>6}  {check}" for check in CHECKS]
+        lines += [f"{finding.check}: {finding.fault}" for finding in self.findings]
+        return "\n".join(lines)
+
+
+def check_policy(
+    policy: Policy | str,
+    placement: PlacementPolicy | str = "count",
+    *,
+    virtual_clusters: tuple[str | None, ...] = ("a", "b"),
+    seed: int = 0,
+) -> CheckReport:
+    """Hold a policy to the contract; see the module's page for what that means.
+
+    The first fault of each check is reported. ``virtual_clusters``: those of the made-up jobs.
+    Raises :class:`traces.UsageError` for names that do not exist.
+    """
+    subject = make_policy(policy) if isinstance(policy, str) else policy
+    where = make_placement(placement) if isinstance(placement, str) else placement
+    examination = _Examination(subject, where)
+    for job in _lone_jobs(virtual_clusters):
+        examination.lone(job)
+    for number, cluster in enumerate(CLUSTERS):
+        table = _workload(np.random.default_rng([seed, number]), cluster, virtual_clusters)
+        examination.runs(table, ClusterSpec.parse(cluster))
+    return CheckReport(
+        policy=subject.name or type(subject).__name__,
+        placement=where.name or type(where).__name__,
+        decisions=examination.decisions,
+        findings=tuple(examination.findings.values()),
+    )
+
+
+class Halt(Exception):  # noqa: N818  (it ends a run; it is no error of anybody's)
+    """Ends a run whose view can no longer be trusted."""
+
+
+@dataclass
+class _Examination:
+    """One policy under examination."""
+
+    policy: Policy
+    placement: PlacementPolicy
+    findings: dict[str, Finding] = field(default_factory=dict)
+    decisions: int = 0
+
+    def report(self, check: str, fault: str) -> None:
+        """Keep the first fault of each check."""
+        self.findings.setdefault(check, Finding(check=check, fault=fault))
+
+    def lone(self, job: dict[str, object]) -> None:
+        """A job alone on the cluster must run."""
+        spec = ClusterSpec.parse(CLUSTERS[-1])
+        self.run(Workload.from_jobs([job]), spec, check="lone job")
+
+    def runs(self, table: pd.DataFrame, spec: ClusterSpec) -> None:
+        """The same workload, again, and with its rows in another order."""
+        first = self.run(Workload(table), spec, check="finishes")
+        if first is None:
+            return
+        if self.run(Workload(table), spec, check="finishes", closely=False) != first:
+            self.report("repeatable", "the same workload, run again, came out differently")
+        shuffled = table.sample(frac=1.0, random_state=1)
+        if self.run(Workload(shuffled), spec, check="finishes", closely=False) != first:
+            self.report("order of rows", "permuting the rows of the trace changed the run")
+
+    def run(
+        self, workload: Workload, spec: ClusterSpec, *, check: str, closely: bool = True
+    ) -> list[object] | None:
+        """Run a workload; what happened, or None if it came to no good end."""
+        clock, log = Clock(), _Log()
+        backend = ExactWorld(clock)
+        driver = Driver(
+            clock=clock,
+            workload=workload,
+            spec=spec,
+            policy=_watched(self.policy, lambda plan, view: self._plan(plan, view, closely)),
+            placement=self.placement,
+            backend=backend,
+            log=log,
+        )
+        work_s = float(workload.table["duration_s"].sum())
+        interval = self.policy.interval_s or 0.0
+        begun = self.decisions
+        self._limit = begun + DECISIONS
+        try:
+            driver.run(until_s=100.0 * (work_s + interval + 1.0))
+        except Halt:
+            return None
+        except PlanError as error:
+            self.report("valid", str(error))
+            return None
+        except StarvationError as error:
+            self.report(check, str(error))
+            return None
+        except FAULTS as error:
+            if isinstance(error, TandemError):
+                raise
+            self.report("valid", f"it raised {type(error).__name__}: {error}")
+            return None
+        if not driver.complete:
+            self.report(
+                check,
+                f"at {clock.now:g} s, a hundred times the work there was,"
+                f" {len(driver.view.waiting)} jobs still wait",
+            )
+            return None
+        return log.rows
+
+    def _plan(self, plan: Callable[[ClusterView], Plan], view: ClusterView, closely: bool) -> Plan:
+        self.decisions += 1
+        if self.decisions > self._limit:
+            self.report("finishes", f"{DECISIONS} decisions at {view.now:g} s without an end")
+            raise Halt
+        if not closely:
+            return plan(view)
+        before = fingerprint(view)
+        first = plan(view)
+        self._same(view, before, "plan")
+        again = plan(view)
+        if list(first.changes.items()) != list(again.changes.items()):
+            self.report("repeatable", f"at {view.now:g} s the same view gave {first}, then {again}")
+        self._honest(plan, view, first)
+        if self.decisions % 3 == 0:
+            self._reasons(view)
+            self._same(view, before, "explain")
+        return first
+
+    def _same(self, view: ClusterView, before: str, what: str) -> None:
+        if fingerprint(view) != before:
+            self.report("pure", f"{what}() changed the view at {view.now:g} s")
+            raise Halt
+
+    def _honest(self, plan: Callable[[ClusterView], Plan], view: ClusterView, first: Plan) -> None:
+        """Change every job's hidden run time: nothing the policy says may change."""
+        jobs = [*view.waiting, *view.running]
+        said = [self._order(job, view.now) for job in jobs]
+        truth = [job.job for job in jobs]
+        for job in jobs:
+            job.job = _lied_about(job.job)
+        other = plan(view)
+        lied = [self._order(job, view.now) for job in jobs]
+        for job, real in zip(jobs, truth, strict=True):
+            job.job = real
+        if list(first.changes.items()) != list(other.changes.items()):
+            self.report(
+                "honest",
+                f"at {view.now:g} s the plan depends on run times that a policy cannot know"
+                " (read JobState.estimate_s, not job.duration_s)",
+            )
+        elif said != lied:
+            self.report(
+                "honest",
+                f"at {view.now:g} s the order depends on run times that a policy cannot know",
+            )
+
+    def _order(self, job: JobState, now: float) -> str:
+        running = self.policy.running_order(job, now) if job.running else None
+        return repr((self.policy.order(job, now), running))
+
+    def _reasons(self, view: ClusterView) -> None:
+        for job in list(view.waiting):
+            reason = self.policy.explain(view, job)
+            if not isinstance(reason, Reason) or not reason.code or not reason.text:
+                self.report("reasons", f"at {view.now:g} s {job} waits for {reason!r}")
+
+
+def _watched(
+    policy: Policy, ask: Callable[[Callable[[ClusterView], Plan], ClusterView], Plan]
+) -> Policy:
+    """The same policy, whose plans pass through ``ask``."""
+    kind = type(policy)
+
+    def plan(self: Policy, view: ClusterView) -> Plan:
+        return ask(lambda some: kind.plan(self, some), view)
+
+    twin = copy.copy(policy)
+    object.__setattr__(twin, "__class__", type(kind.__name__, (kind,), {"plan": plan}))
+    return twin
+
+
+def fingerprint(view: ClusterView) -> str:
+    """Everything a policy could change in a view, as text."""
+    free = view.free
+    jobs = [*view.waiting, *view.running]
+    return repr(
+        (
+            view.now,
+            [
+                (j.rank, j.phase, j.entry and j.entry[:2], j.allocation, j.memory, j.lesson)
+                for j in jobs
+            ],
+            [(j.done_s, j.since_s, j.served_gpu_s, j.estimate_s, j.due) for j in jobs],
+            (len(view.waiting), len(view.running), view.finished),
+            list(free.mask),
+            list(free.shared),
+            [(p.free, p.share_milli, p.capacity, p.levels) for p in free.pools],
+        )
+    )
+
+
+def _lied_about(job: Job) -> Job:
+    """The same job, with another hidden run time (longer or shorter, by its rank)."""
+    return job._replace(duration_s=(job.duration_s + 1.0) * (7.0 if job.rank % 2 else 0.125))
+
+
+def _lone_jobs(virtual_clusters: tuple[str | None, ...]) -> Iterator[dict[str, object]]:
+    for number, gpus in enumerate((1, 2, 4)):
+        yield {
+            "job_id": "lone",
+            "submit_s": 5.0,
+            "duration_s": 30.0,
+            "estimate_s": 30.0,
+            "num_gpus": gpus,
+            "vc": virtual_clusters[number % len(virtual_clusters)],
+        }
+
+
+def _workload(
+    rng: np.random.Generator, cluster: str, virtual_clusters: tuple[str | None, ...]
+) -> pd.DataFrame:
+    """Jobs that arrive faster than they can be served, many at the same instant."""
+    types = ClusterSpec.parse(cluster).gpu_types
+    durations = rng.integers(1, 60, JOBS).astype(float)
+    allowed = [None, *types] if len(types) > 1 else [None]
+    return pd.DataFrame(
+        {
+            "job_id": [f"job{i}" for i in range(JOBS)],
+            "submit_s": np.sort(rng.integers(0, 40, JOBS)).astype(float),
+            "duration_s": durations,
+            "estimate_s": durations * rng.choice([0.5, 1.0, 2.0], JOBS),
+            "num_gpus": rng.choice([1, 1, 2, 3, 4], JOBS),
+            "gpu_type": [allowed[i] for i in rng.integers(0, len(allowed), JOBS)],
+            "vc": [virtual_clusters[i] for i in rng.integers(0, len(virtual_clusters), JOBS)],
+        }
+    )
+
+
+class _Stay:
+    """One stay of a job on its devices (see ``policies.contract.Stint``)."""
+
+    __slots__ = ("begin_s", "done_s", "lost_s", "moment", "rank", "rate")
+
+    def __init__(self, rank: int, done_s: float, begin_s: float) -> None:
+        self.rank = rank
+        self.done_s = done_s
+        self.begin_s = begin_s
+        self.rate = 1.0
+        self.lost_s = 0.0
+        self.moment: Moment | None = None
+
+
+class ExactWorld:
+    """A backend without costs, rates or failures: a job ends when its work is done."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.listener: Listener | None = None
+        self._stays: dict[int, _Stay] = {}
+        self._done_s: dict[int, float] = {}
+
+    def attach(self, listener: Listener) -> None:
+        """Name the driver."""
+        self.listener = listener
+
+    def start(self, job: JobState, allocation: Allocation) -> None:
+        """Run a job."""
+        done_s = self._done_s.get(job.rank, 0.0)
+        stay = self._stays[job.rank] = _Stay(job.rank, done_s, self.clock.now)
+        end_s = self.clock.now + job.job.duration_s - done_s
+        stay.moment = self.clock.at(end_s, FINISH, lambda _: self._finish(stay))
+
+    def stop(self, job: JobState, *, failed: bool) -> _Stay:
+        """Take a job off its devices; it keeps its work."""
+        stay = self._stays.pop(job.rank)
+        assert stay.moment is not None
+        stay.moment.cancel()
+        stay.done_s += self.clock.now - stay.begin_s
+        self._done_s[job.rank] = stay.done_s
+        return stay
+
+    def move(self, job: JobState, allocation: Allocation) -> _Stay:
+        """Let a job go on elsewhere."""
+        stay = self.stop(job, failed=False)
+        self.start(job, allocation)
+        return stay
+
+    def quiet(self) -> bool:
+        """No device ever goes or comes."""
+        return True
+
+    def _finish(self, stay: _Stay) -> None:
+        del self._stays[stay.rank]
+        assert self.listener is not None
+        self.listener.job_finished(stay.rank, stay)
+
+
+class _Log:
+    """What happened, by job id's rank: a recorder that keeps rows to compare."""
+
+    def __init__(self) -> None:
+        self.rows: list[object] = []
+
+    def event(self, time_s: float, code: int, rank: int) -> None:
+        """Keep it."""
+        self.rows.append((time_s, code, rank))
+
+    def device_event(
+        self, time_s: float, code: int, node: int, mask: int, detail: str | None = None
+    ) -> None:
+        """There are none."""
+
+    def allocation(
+        self,
+        rank: int,
+        allocation: Allocation,
+        start_s: float,
+        begin_s: float,
+        end_s: float,
+        rate: float,
+        reason: int,
+    ) -> None:
+        """Keep it."""
+        self.rows.append((rank, allocation, start_s, end_s, reason))
+
+    def sample(self, *values: object) -> None:
+        """There are none."""
