@@ -286,8 +286,8 @@ def _inside(subject: Subject, place: int, left_out: Sequence[str]) -> Section:
         Drawing(
             heading="GPUs held, by type",
             caption="Stacked means over each bin; the thin line is the highest total in the bin,"
-            " the black line the GPUs in service. A dashed line is what makes progress, where that is"
-            " less than what is held.",
+            " the black line the GPUs in service. A dashed line is what makes progress, where that"
+            " is less than what is held.",
             draw=lambda ax: timeplots.allocation(ax, tables, load),
             height_in=3.0,
         ),

@@ -62,8 +62,11 @@ def test_values_are_those_of_metrics(make_run: MakeRun) -> None:
     assert all(row[0].difference is None for row in found.rows.values())
 
 
-def test_the_block_interval_covers_the_truth_about_as_often_as_it_says(make_run: MakeRun) -> None:
+def test_the_block_interval_covers_the_truth_about_as_often_as_it_says(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Waits are an autoregressive series, so neighbours are alike, as in a queue."""
+    monkeypatch.setattr("reports.compare._MOST_RESAMPLES", 300)
     hits = 0
     base = _queue_run(make_run, [100.0] * 300, name="base")
     for seed in range(20):

@@ -13,6 +13,7 @@ import pytest
 from reports.definitions import definition
 from reports.metrics import metrics
 from tandem import main
+from tests.reports.runs import MakeRun
 from traces import RunLog
 
 Random = Callable[..., RunLog]
@@ -40,9 +41,9 @@ def test_a_partial_run_is_called_so(random_run: Random, capsys: pytest.CaptureFi
 
 
 def test_report_goes_into_the_run_and_says_where(
-    random_run: Random, capsys: pytest.CaptureFixture[str]
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = random_run(1, 5)
+    run = make_run(jobs=[])
     assert main(["report", str(run.path)]) == 0
     assert capsys.readouterr().out.strip() == str(run.path / "report.html")
     assert "</html>" in (run.path / "report.html").read_text(encoding="utf-8")
@@ -52,9 +53,9 @@ def test_report_goes_into_the_run_and_says_where(
 
 
 def test_report_of_several_runs_goes_to_the_working_directory(
-    random_run: Random, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = [str(random_run(i, 5).path) for i in range(2)]
+    runs = [str(make_run(jobs=[]).path) for _ in range(2)]
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert main(["report", *runs, "--quiet"]) == 0
