@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policies import Clock, Driver
 from policies.free import FreeGpus
 from policies.placement.fgd import PreparedFgd
 from policies.placement.fragmentation import Fragmentation, TaskClass, typical
-from policies.registry import make_placement
-from tests.memorylog import drive
+from policies.registry import make_placement, make_policy
+from simulator.cluster import SimulatedCluster
+from tests.memorylog import MemoryLog, drive
 from traces import Allocation, ClusterSpec, Request, UsageError, Workload
 from traces.cluster import Node
 
@@ -180,3 +182,38 @@ def test_the_driver_prepares_the_placement() -> None:
     assert sum(t.jobs for t in driver.view.placement.classes) == 4
     assert {rank for rank, *_ in log.allocations} == {0, 1, 2, 3}
     assert driver.view.placement.params() == {"cover": 0.95, "score": "exact", "classes": 3}
+
+
+class Sampled(MemoryLog):
+    """A log that keeps the fragmented GPUs of each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fragmented: list[tuple[float, float]] = []
+
+    def sample(self, *values: object) -> None:
+        time_s, fragmented = values[0], values[4]
+        assert isinstance(time_s, float)
+        assert isinstance(fragmented, float)
+        self.fragmented.append((time_s, fragmented))
+
+
+def test_samples_carry_the_measure() -> None:
+    # Two jobs of 2 GPUs are typical; while the 1-GPU job runs (0 to 15) its neighbour is wasted.
+    rows = [{"job_id": "a", "submit_s": 0, "duration_s": 15, "num_gpus": 1}]
+    rows += [{"job_id": f"b{i}", "submit_s": 20, "duration_s": 15, "num_gpus": 2} for i in "12"]
+    workload = Workload.from_jobs(rows)
+    measure = Fragmentation(typical(workload.demand(), cover=0.6))
+    spec, clock, log = ClusterSpec.parse("1x2:a"), Clock(), Sampled()
+    Driver(
+        clock=clock,
+        workload=workload,
+        spec=spec,
+        policy=make_policy("fifo"),
+        placement=make_placement("count"),
+        backend=SimulatedCluster(clock, spec),
+        log=log,
+        sample_s=10.0,
+        fragmented=lambda view: measure(view.free),
+    ).run()
+    assert log.fragmented[:4] == [(0.0, 1.0), (10.0, 1.0), (20.0, 0.0), (30.0, 0.0)]
