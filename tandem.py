@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import policies.cli
 import reports.cli
 import simulator.cli
 import traces.cli
@@ -72,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(tandem=main)
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
-    for room in (simulator.cli, reports.cli, traces.cli):
+    for room in (simulator.cli, reports.cli, policies.cli, traces.cli):
         room.add_commands(commands)
     return parser
 
