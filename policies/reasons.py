@@ -7,9 +7,8 @@ running jobs' ends, where the policy has them, say when there may be enough.
 
 Codes: ``done``, ``running``, ``starting`` (the next decision starts it), ``round`` (it would start,
 but decisions are made at set instants), ``not_enough_gpus``, ``fragmented`` (enough by count, no
-place), ``behind`` (others go first), ``reserved`` (it would delay a reservation), ``outranked``
-(running jobs come before it in the order), ``quota``, ``host`` (CPUs or memory), ``policy`` (the
-policy does not start it though nothing seems in the way).
+place), ``host`` (CPUs or memory), ``behind`` (others go first), ``reserved`` (it would delay a
+reservation), ``quota``, ``policy`` (it is not started though nothing seems in the way).
 """
 
 from __future__ import annotations
@@ -111,12 +110,6 @@ def _room(policy: Policy, view: ClusterView, job: JobState) -> Reason:
         return _not_enough(policy, view, job, most, types)
     if view.placement.place(request, free) is None:
         return _fragmented(view, job, types)
-    if policy.orders_running and len(view.running):
-        return Reason(
-            code="outranked",
-            text=f"{len(view.running)} running jobs come before it in the order",
-            facts={"running": len(view.running)},
-        )
     return Reason(
         code="policy",
         text=f"{request} are free and can be placed, but the policy does not start it",
