@@ -132,7 +132,7 @@ def _print_comparison(found: Comparison) -> None:
             base, other = row[0], row[i]
             if base.value is None and other.value is None:
                 continue
-            interval = "" if other.low is None else f"{signed(other.low)} to {signed(other.high)}"
+            interval = " to ".join(map(signed, other.interval or ()))
             lines.append(
                 (
                     title(name),

@@ -36,6 +36,9 @@ from traces.runlog import RunLog
 
 Floats = NDArray[np.float64]
 
+Bounds = tuple[float, float]
+Drawn = tuple[Bounds, Bounds | None]
+
 _QUANTILES = {"median": 0.5, "p50": 0.5, "p90": 0.9, "p99": 0.99}
 # What a record says that does not decide the run; the workload is compared by content.
 _DECIDES_NOTHING = (
@@ -48,15 +51,16 @@ _MOST_RESAMPLES, _FEWEST_RESAMPLES, _WORK = 1_000, 100, 20_000_000
 class Difference:
     """One metric of one run (or group of seeds) against the baseline's.
 
-    ``value`` and ``difference`` are None where a run has no such metric; ``low`` and ``high``
-    bound the difference, or are None where no interval can be given.
+    ``value`` and ``difference`` are None where a run has no such metric; ``relative`` is the
+    difference over the baseline's value. ``interval`` bounds the difference and
+    ``relative_interval`` the relative difference; they are None where none can be given.
     """
 
     value: Number
     difference: Number
     relative: float | None
-    low: float | None
-    high: float | None
+    interval: Bounds | None
+    relative_interval: Bounds | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +94,8 @@ class Comparison:
                             "value": row[i].value,
                             "difference": row[i].difference,
                             "relative": row[i].relative,
-                            "low": row[i].low,
-                            "high": row[i].high,
+                            "interval": row[i].interval,
+                            "relative_interval": row[i].relative_interval,
                         }
                         for name, row in self.rows.items()
                     },
@@ -164,7 +168,7 @@ def compare_read(
         {name: _mean([item.metrics.get(name) for item in g]) for name in names} for g in groups
     ]
     methods = ["baseline"]
-    intervals: list[dict[str, tuple[float, float]]] = [{}]
+    intervals: list[dict[str, Drawn]] = [{}]
     for group in groups[1:]:
         rng = np.random.default_rng(seed)
         method, found = _intervals(groups[0], group, names, confidence, rng)
@@ -186,18 +190,18 @@ def compare_read(
     )
 
 
-def _difference(
-    value: Number, base: Number, bounds: tuple[float, float] | None, *, first: bool
-) -> Difference:
-    known = value is not None and base is not None and not first
-    difference = value - base if known and value is not None and base is not None else None
-    low, high = bounds if bounds is not None and difference is not None else (None, None)
+def _difference(value: Number, base: Number, drawn: Drawn | None, *, first: bool) -> Difference:
+    if first or value is None or base is None:
+        return Difference(
+            value=value, difference=None, relative=None, interval=None, relative_interval=None
+        )
+    relative = (value - base) / abs(base) if base else None
     return Difference(
         value=value,
-        difference=difference,
-        relative=difference / abs(base) if difference is not None and base else None,
-        low=low,
-        high=high,
+        difference=value - base,
+        relative=relative,
+        interval=None if drawn is None else drawn[0],
+        relative_interval=None if drawn is None or relative is None else drawn[1],
     )
 
 
@@ -253,7 +257,7 @@ def _intervals(
     names: Sequence[str],
     confidence: float,
     rng: np.random.Generator,
-) -> tuple[str, dict[str, tuple[float, float]]]:
+) -> tuple[str, dict[str, Drawn]]:
     if len(base) > 1 and len(other) > 1:
         return _over_seeds(base, other, names, confidence, rng)
     if len(base) > 1 or len(other) > 1:
@@ -267,7 +271,7 @@ def _over_seeds(
     names: Sequence[str],
     confidence: float,
     rng: np.random.Generator,
-) -> tuple[str, dict[str, tuple[float, float]]]:
+) -> tuple[str, dict[str, Drawn]]:
     paired = sorted(map(str, map(_seed, base))) == sorted(map(str, map(_seed, other)))
     if paired:
         base, other = (sorted(group, key=lambda i: str(_seed(i))) for group in (base, other))
@@ -280,7 +284,7 @@ def _over_seeds(
             continue
         drawn_a = np.array(a, dtype=np.float64)[first].mean(axis=1)
         drawn_b = np.array(b, dtype=np.float64)[second].mean(axis=1)
-        found[name] = _bounds(drawn_b - drawn_a, confidence)
+        found[name] = _bounds(drawn_a, drawn_b, confidence)
     how = "paired by seed" if paired else f"{len(base)} and {len(other)} different seeds"
     few = "; with so few seeds it is a rough guide" if min(len(base), len(other)) < 5 else ""
     return f"bootstrap over seeds ({how}), {_MOST_RESAMPLES} resamples{few}", found
@@ -288,7 +292,7 @@ def _over_seeds(
 
 def _over_jobs(
     base: RunTables, other: RunTables, confidence: float, rng: np.random.Generator
-) -> tuple[str, dict[str, tuple[float, float]]]:
+) -> tuple[str, dict[str, Drawn]]:
     digests = [(t.log.record.get("workload") or {}).get("digest") for t in (base, other)]
     same_ids = base.jobs.job_id.equals(other.jobs.job_id)  # in rank order, so row by row
     if digests[0] != digests[1] or not same_ids:
@@ -300,12 +304,12 @@ def _over_jobs(
     sides = [_per_job(t.jobs, both) for t in (base, other)]
     resamples = max(_FEWEST_RESAMPLES, min(_MOST_RESAMPLES, _WORK // n))
     block = math.ceil(math.sqrt(n))
-    drawn: dict[str, list[float]] = {}
+    drawn: dict[str, list[tuple[float, float]]] = {}
     for _ in range(resamples):
         weight = _block_weights(n, block, rng)
-        values = [side.statistics(weight) for side in sides]
-        for name, value in values[1].items():
-            drawn.setdefault(name, []).append(value - values[0][name])
+        first, second = (side.statistics(weight) for side in sides)
+        for name, value in second.items():
+            drawn.setdefault(name, []).append((first[name], value))
     dropped = int((base.jobs.finished | other.jobs.finished).sum()) - n
     words = (
         f"moving-block bootstrap over {n:,} paired jobs in submission order (blocks of {block:,}),"
@@ -313,11 +317,12 @@ def _over_jobs(
     )
     if dropped:
         words += f"; {dropped:,} jobs that finished in one run only are not in the interval"
-    return words, {
-        name: _bounds(np.array(values), confidence)
-        for name, values in drawn.items()
-        if not np.isnan(values).any()
-    }
+    found = {}
+    for name, pairs in drawn.items():
+        base_drawn, other_drawn = np.array(pairs).T
+        if not np.isnan(base_drawn + other_drawn).any():
+            found[name] = _bounds(base_drawn, other_drawn, confidence)
+    return words, found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -367,7 +372,11 @@ def _block_weights(n: int, block: int, rng: np.random.Generator) -> Floats:
     return np.cumsum(change)[:n]
 
 
-def _bounds(drawn: Floats, confidence: float) -> tuple[float, float]:
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return float(low), float(high)
+def _bounds(base: Floats, other: Floats, confidence: float) -> Drawn:
+    """Percentile intervals of the difference, and of the relative one where no base is 0."""
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    low, high = np.quantile(other - base, tails).tolist()
+    if not base.all():
+        return (low, high), None
+    relative_low, relative_high = np.quantile((other - base) / np.abs(base), tails).tolist()
+    return (low, high), (relative_low, relative_high)

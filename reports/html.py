@@ -20,7 +20,8 @@ from matplotlib.axes import Axes
 from reports import style
 from reports.blocks import Block, Drawing, Figure, Section
 from reports.files import writing
-from reports.sections import Subject, sections, subjects
+from reports.sections import sections
+from reports.subject import Subject, subjects
 from traces.errors import UsageError
 from traces.runlog import RunLog
 

@@ -8,59 +8,23 @@ drawing and the escaping are in ``html.py``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from reports import figures, gantt, timeplots
 from reports.blocks import Block, Cell, Drawing, Facts, Section, Table
-from reports.compare import Comparison, Read, compare_read, read_all
+from reports.compare import Comparison, Read, compare_read
 from reports.definitions import METRICS, TOPICS, definition, title
-from reports.fairness import rhos, slowdowns
-from reports.metrics import Number, breakdown, metrics_of
+from reports.fairness import slowdowns
+from reports.metrics import Number, breakdown
 from reports.provenance import facts
 from reports.quantities import duration, number, percent, signed
-from reports.series import Series, series
-from reports.tables import RunTables
-from traces.runlog import RunLog
+from reports.subject import Subject
 
 IN_DETAIL = 4
 GROUPS = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """One run of the report, with everything that is derived from it once."""
-
-    tables: RunTables
-    load: Series
-    metrics: Mapping[str, Number]
-
-    @property
-    def label(self) -> str:
-        """What the report calls it."""
-        return self.tables.label
-
-    @property
-    def log(self) -> RunLog:
-        """Its run directory."""
-        return self.tables.log
-
-    @cached_property
-    def rho(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-        """Finish-time fairness of every job."""
-        return rhos(self.tables.jobs, self.load.demand_gpus, self.tables.num_gpus)
-
-
-def subjects(runs: Sequence[RunLog]) -> list[Subject]:
-    """Read the runs of a report."""
-    found = []
-    for tables in read_all(runs):
-        load = series(tables)
-        found.append(Subject(tables=tables, load=load, metrics=metrics_of(tables, load)))
-    return found
 
 
 def sections(shown: Sequence[Subject]) -> list[Section]:
@@ -128,7 +92,6 @@ def _differences(compared: Comparison) -> Section:
         relative: dict[str, tuple[float, float | None, float | None]] = {}
         for name in names:
             d, base = compared.rows[name][i], compared.rows[name][0].value
-            interval = "" if d.low is None else f"{signed(d.low)} to {signed(d.high)}"
             rows.append(
                 (
                     Cell(text=title(name)),
@@ -137,12 +100,12 @@ def _differences(compared: Comparison) -> Section:
                     _value(name, d.value),
                     Cell(text=signed(d.difference)),
                     Cell(text=percent(d.relative)),
-                    Cell(text=interval),
+                    Cell(text=" to ".join(map(signed, d.interval or ()))),
                 )
             )
-            if d.relative is not None and d.low is not None and d.high is not None and base:
-                scale = 100 / abs(base)
-                relative[title(name)] = (100 * d.relative, d.low * scale, d.high * scale)
+            if d.relative is not None and d.relative_interval is not None:
+                low, high = d.relative_interval
+                relative[title(name)] = (100 * d.relative, 100 * low, 100 * high)
         blocks.append(
             Table(
                 heading=f"{label} against {compared.labels[0]}",
@@ -169,8 +132,8 @@ def _interval_figure(
 ) -> Drawing:
     return Drawing(
         heading="",
-        caption=f"Difference of {label} against {base} in percent of {base}'s value, with its"
-        " interval. Left of the line is lower.",
+        caption=f"Difference of {label} against {base} in percent of {base}'s value, with the"
+        " interval of that percentage. Left of the line is lower.",
         draw=lambda ax: figures.interval_dots(ax, rows, "difference (%)"),
         height_in=0.8 + 0.22 * len(rows),
     )

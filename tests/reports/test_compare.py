@@ -47,11 +47,11 @@ def test_a_constant_shift_has_an_interval_of_no_width(make_run: MakeRun) -> None
     for name in ("mean_jct_s", "median_jct_s", "p99_jct_s", "mean_queueing_s"):
         row = found.rows[name][1]
         assert row.difference == pytest.approx(50)
-        assert [row.low, row.high] == pytest.approx([50, 50])
+        assert row.interval == pytest.approx((50, 50))
     assert found.rows["mean_slowdown"][1].difference == pytest.approx(0.5)
     makespan = found.rows["makespan_s"][1]
     assert makespan.difference == pytest.approx(50)
-    assert makespan.low is None  # one makespan, nothing to draw again
+    assert makespan.interval is None  # one makespan, nothing to draw again
 
 
 def test_values_are_those_of_metrics(make_run: MakeRun) -> None:
@@ -76,9 +76,8 @@ def test_the_block_interval_covers_the_truth_about_as_often_as_it_says(
             noise[i] = 0.5 * noise[i - 1] + rng.normal(0, 10)
         other = _queue_run(make_run, (150 + noise).clip(0).tolist(), name="other")
         row = compare([base, other], seed=seed).rows["mean_jct_s"][1]
-        assert row.low is not None
-        assert row.high is not None
-        hits += row.low <= 50 <= row.high
+        assert row.interval is not None
+        hits += row.interval[0] <= 50 <= row.interval[1]
     assert hits >= 16  # 95 % of 20 is 19; under 16 has a chance below 0.3 %
 
 
@@ -101,6 +100,19 @@ def _seeds(
     ]  # fmt: skip
 
 
+def test_a_relative_interval_is_of_the_ratio_itself(make_run: MakeRun) -> None:
+    # Every wait is halved, so mean queueing falls by half whatever jobs are drawn.
+    rng = np.random.default_rng(1)
+    waits = rng.exponential(200, JOBS)
+    base = _queue_run(make_run, waits.tolist(), name="a")
+    other = _queue_run(make_run, (waits / 2).tolist(), name="b")
+    row = compare([base, other]).rows["mean_queueing_s"][1]
+    assert row.relative == pytest.approx(-0.5)
+    assert row.relative_interval == pytest.approx((-0.5, -0.5))
+    assert row.interval is not None
+    assert row.interval[0] < row.interval[1] < 0
+
+
 def test_runs_that_differ_only_in_the_seed_are_one_group(make_run: MakeRun) -> None:
     fifo = _seeds(make_run, "fifo", [10, 20, 30], [1, 2, 3])
     srtf = _seeds(make_run, "srtf", [5, 15, 25], [1, 2, 3])
@@ -112,8 +124,8 @@ def test_runs_that_differ_only_in_the_seed_are_one_group(make_run: MakeRun) -> N
     assert row[0].value == pytest.approx(20)
     assert row[1].difference == pytest.approx(-5)
     # Every seed's difference is -5, so pairs leave no doubt, though seeds differ widely.
-    assert [row[1].low, row[1].high] == pytest.approx([-5, -5])
-    assert found.rows["makespan_s"][1].low == pytest.approx(-5)
+    assert row[1].interval == pytest.approx((-5, -5))
+    assert found.rows["makespan_s"][1].interval == pytest.approx((-5, -5))
     assert [len(d) for d in found.directories] == [3, 3]
 
 
@@ -123,9 +135,8 @@ def test_different_seeds_are_not_paired(make_run: MakeRun) -> None:
     found = compare([*fifo, *srtf])
     assert "3 and 3 different seeds" in found.methods[1]
     row = found.rows["mean_queueing_s"][1]
-    assert row.low is not None
-    assert row.high is not None
-    assert row.low < -5 < row.high
+    assert row.interval is not None
+    assert row.interval[0] < -5 < row.interval[1]
 
 
 def test_one_group_alone_is_compared_run_by_run(make_run: MakeRun) -> None:
@@ -138,7 +149,7 @@ def test_other_workloads_have_no_interval(make_run: MakeRun) -> None:
     found = compare([_queue_run(make_run, [0.0] * 5), _queue_run(make_run, [0.0] * 6, name="b")])
     assert found.methods[1] == "no interval: the runs have different workloads"
     assert found.rows["finished_jobs"][1].difference == 1
-    assert all(row[1].low is None for row in found.rows.values())
+    assert all(row[1].interval is None for row in found.rows.values())
 
 
 def test_several_seeds_against_one_run_have_no_interval(make_run: MakeRun) -> None:

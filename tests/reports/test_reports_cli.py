@@ -73,7 +73,7 @@ def test_compare(random_run: Random, capsys: pytest.CaptureFixture[str]) -> None
     assert found["baseline"] == "a"
     assert found["confidence"] == 0.9
     mean = found["runs"][1]["metrics"]["mean_jct_s"]
-    assert (mean["difference"], mean["low"], mean["high"], mean["unit"]) == (0, 0, 0, "s")
+    assert (mean["difference"], mean["interval"], mean["unit"]) == (0, [0, 0], "s")
     assert found["runs"][1]["directories"] == [runs[1]]
     for run in found["runs"]:
         for name in run["metrics"]:
