@@ -132,6 +132,9 @@ def over_time(
     if not groups:
         nothing(ax, "nothing happened in this run")
         return
+    if not any(steps.peak() for _, steps in groups.values()):
+        nothing(ax, f"{what}: none at any time")
+        return
     start_s = min(t.start_s for t, _ in groups.values())
     end_s = max(t.end_s for t, _ in groups.values())
     edges = _edges(start_s, end_s)
