@@ -12,6 +12,7 @@ from traces.errors import UsageError
 
 if TYPE_CHECKING:
     from policies.driver import Driver
+    from simulator.failures import Source
     from traces.workload import Workload
 
 COSTS = ("start_s", "restore_s", "save_s", "migrate_s")
@@ -55,7 +56,14 @@ def add_commands(subparsers: Any) -> None:
         default="refuse",
         help="jobs that fit nowhere: refuse to run (default), or reject them on arrival",
     )
+    run.add_argument(
+        "--untimed",
+        choices=("refuse", "reject"),
+        default="refuse",
+        help="jobs without a run time: refuse to run (default), or reject them on arrival",
+    )
     add_world_arguments(run)
+    add_outage_arguments(run)
     run.add_argument("--until", type=float, metavar="S", help="stop at this time")
     run.add_argument("--sample", type=float, metavar="S", help="seconds between samples")
     run.add_argument("--no-report", action="store_true", help="do not write report.html")
@@ -124,6 +132,29 @@ def add_world_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_outage_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say which devices go out of service, and when."""
+    parser.add_argument(
+        "--outages",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a log of outages: CSV with time_s,node,gpus,event; may be repeated",
+    )
+    parser.add_argument(
+        "--failures",
+        metavar="PARAM=S,...",
+        help="random failures: node_mtbf_s, node_mttr_s, gpu_mtbf_s, gpu_mttr_s",
+    )
+    parser.add_argument(
+        "--away",
+        action="append",
+        default=[],
+        metavar="nodes=PATTERN;...,from_s=S,to_s=S[,period_s=S]",
+        help="nodes that are away for a part of every day; may be repeated",
+    )
+
+
 def pairs(items: list[str], option: str) -> dict[str, str]:
     """Parse repeated NAME=VALUE arguments."""
     parsed = {}
@@ -186,6 +217,27 @@ def world(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def outages(args: argparse.Namespace) -> list[Source]:
+    """Build the ``outages`` argument of ``simulate``."""
+    from policies.registry import parse_params
+    from simulator.failures import Daily, Mtbf, read_outage_log
+    from traces import load_cluster
+
+    sources: list[Source] = []
+    if args.outages:
+        spec = load_cluster(args.cluster)
+        sources += [read_outage_log(file, spec) for file in args.outages]
+    if args.failures:
+        sources.append(Mtbf(**parse_params(Mtbf, args.failures, "--failures")))
+    for text in args.away:
+        given = parse_params(Daily, text, "--away")
+        missing = [n for n in ("nodes", "from_s", "to_s") if n not in given]
+        if missing:
+            raise UsageError(f"--away {text!r}: {missing[0]} is missing")
+        sources.append(Daily(**given))
+    return sources
+
+
 def _run(args: argparse.Namespace) -> int:
     from simulator.run import simulate
     from traces.runlog import check_target
@@ -204,14 +256,16 @@ def _run(args: argparse.Namespace) -> int:
             name=name,
             seed=args.seed,
             misfits=args.misfits,
+            untimed=args.untimed,
             sample_s=args.sample,
             until_s=args.until,
             on_progress=on_progress,
+            outages=outages(args),
             **world(args),
         )
-    rejected = result.record["counts"]["rejected"]
-    if rejected:
-        print(f"tandem: {rejected} jobs fit nowhere and were rejected", file=sys.stderr)
+    for why, count in result.record["rejected"].items():
+        if count:
+            print(f"tandem: {count} jobs were rejected ({why})", file=sys.stderr)
     if not args.no_report:
         args.tandem(["report", str(out), "--quiet"])
     if args.json:

@@ -151,7 +151,8 @@ class SimulatedCluster:
         stint = self._stints.pop(job.rank)
         assert stint.moment is not None
         stint.moment.cancel()
-        stint.moment.subject = stint.moment = None  # no cycle: what is done with goes at once
+        stint.moment.subject = None  # no cycle: what is done with goes at once
+        stint.moment = None
         now = self.clock.now
         if now > stint.begin_s:
             stint.done_s += (now - stint.begin_s) * stint.rate

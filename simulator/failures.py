@@ -18,7 +18,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from heapq import heapify, heapreplace
 from pathlib import Path
@@ -59,12 +59,21 @@ class Source(Protocol):
         """Yield changes in order of time; what lies before ``start_s`` takes effect then."""
         ...
 
+    def describe(self) -> dict[str, object]:
+        """What the run's record says of it."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class OutageLog:
     """Changes as recorded; see :func:`read_outage_log`."""
 
     recorded: tuple[Change, ...]
+    path: str = ""
+
+    def describe(self) -> dict[str, object]:
+        """The file and the number of its changes."""
+        return {"source": "log", "path": self.path, "changes": len(self.recorded)}
 
     def changes(
         self, spec: ClusterSpec, rng: np.random.Generator, start_s: float
@@ -104,7 +113,7 @@ def read_outage_log(path: Path | str, spec: ClusterSpec) -> OutageLog:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot be read: {error}", file=file, expected="a CSV file") from error
     found.sort(key=lambda pair: pair[1].time_s)
-    return OutageLog(_without_return(found, file))
+    return OutageLog(_without_return(found, file), str(file))
 
 
 def _parse(
@@ -197,6 +206,10 @@ class Mtbf:
     gpu_mtbf_s: float | None = None
     gpu_mttr_s: float = 3600.0
 
+    def describe(self) -> dict[str, object]:
+        """The mean times."""
+        return {"source": "mtbf", **asdict(self)}
+
     def __post_init__(self) -> None:
         for name in ("node_mtbf_s", "node_mttr_s", "gpu_mtbf_s", "gpu_mttr_s"):
             value = getattr(self, name)
@@ -247,6 +260,10 @@ class Daily:
     from_s: float
     to_s: float
     period_s: float = 86_400.0
+
+    def describe(self) -> dict[str, object]:
+        """Who is away, and when."""
+        return {"source": "daily", **asdict(self)}
 
     def __post_init__(self) -> None:
         if not 0.0 < self.period_s < float("inf"):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import hashlib
 import platform
 import shutil
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,8 +26,11 @@ from policies.clock import Clock
 from policies.contract import PlacementPolicy, Policy
 from policies.driver import Driver
 from policies.model import Model
+from policies.placement.fragmentation import Fragmentation, typical
 from policies.registry import make_placement, make_policy
 from simulator.cluster import Checkpoints, SimulatedCluster
+from simulator.failures import Source
+from simulator.outages import Outages
 from traces import Allocation, ClusterSpec, DataError, RunWriter, UsageError, Workload, load_cluster
 from traces.feasibility import infeasible
 from traces.runlog import JOB_OUTCOME_COLUMNS, OUTCOMES
@@ -61,8 +65,10 @@ def simulate(
     model: Model | None = None,
     believed: Model | None = None,
     checkpoints: Checkpoints | None = None,
+    outages: Sequence[Source] = (),
     seed: int = 0,
     misfits: Literal["refuse", "reject"] = "refuse",
+    untimed: Literal["refuse", "reject"] = "refuse",
     sample_s: float | None = None,
     until_s: float | None = None,
     on_progress: Callable[[Driver], None] | None = None,
@@ -71,8 +77,10 @@ def simulate(
 
     ``model`` is the world's truth about rates and costs (default: everything runs at rate 1 and
     costs nothing); ``believed`` is what the policy is told of it (default: the truth).
+    ``outages``: when devices go out of service (``simulator/failures.py``); ``checkpoints``: what a
+    job keeps when it loses its devices.
     ``misfits``: jobs that fit nowhere on the cluster are an error ("refuse"), or are rejected on
-    arrival and recorded as such ("reject"). ``sample_s``: seconds between samples (default: about
+    arrival and recorded as such ("reject"); ``untimed``: the same for jobs without a run time. ``sample_s``: seconds between samples (default: about
     a thousandth of the span of submissions). ``until_s``: stop there; the run is then partial.
 
     With ``out``, a run directory is written (``traces/runlog.py``); if the run fails, nothing is
@@ -87,8 +95,8 @@ def simulate(
     where = make_placement(placement) if isinstance(placement, str) else placement
     if seed < 0:
         raise UsageError(f"seed is {seed}; expected a whole number, 0 or more")
-    _check_durations(workload)
-    rejected = _check_fit(workload, spec, misfits)
+    without_time = _untimed(workload, untimed)
+    without_place = _misfits(workload, spec, misfits)
     clock = Clock(_start_s(workload))
     backend = SimulatedCluster(clock, spec, model, checkpoints)
     record = {
@@ -112,12 +120,14 @@ def simulate(
         "model": dataclasses.asdict(backend.model),
         "believed": None if believed is None else dataclasses.asdict(believed),
         "checkpoints": dataclasses.asdict(backend.checkpoints),
-        "misfits": misfits,
+        "outages": [source.describe() for source in outages],
+        "rejected": {"misfits": len(without_place), "untimed": len(without_time)},
         "versions": versions(),
         "revision": revision(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     path = None if out is None else Path(out)
+    measure = Fragmentation(typical(workload.demand()))
     with NoLog() if path is None else RunWriter(path, workload, spec, overwrite=overwrite) as log:
         driver = Driver(
             clock=clock,
@@ -129,10 +139,13 @@ def simulate(
             log=log,
             model=believed or backend.model,
             seed=seed,
-            infeasible=rejected,
+            infeasible=without_time | without_place,
             sample_s=None if path is None else _sample_s(workload, sample_s),
+            fragmented=lambda view: measure(view.free),
             on_progress=on_progress,
         )
+        if outages:
+            Outages(backend, outages, stream(seed, "outages"))
         began = time.perf_counter()
         with _fewer_collections(), _stopping_on_signals(driver) as signals:
             driver.run(until_s)
@@ -142,6 +155,12 @@ def simulate(
     if signals:
         raise KeyboardInterrupt
     return Result(_jobs_table(workload, driver), record, path, driver.complete)
+
+
+def stream(seed: int, component: str) -> np.random.Generator:
+    """The random stream of one component: a child of the run's seed, named, not numbered."""
+    key = int.from_bytes(hashlib.blake2b(component.encode(), digest_size=4).digest(), "little")
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(key,)))
 
 
 class NoLog:
@@ -250,31 +269,34 @@ def revision() -> str | None:
     return described.stdout.strip()
 
 
-def _check_durations(workload: Workload) -> None:
-    unknown = workload.table["duration_s"].isna()
-    if unknown.any():
-        first = workload.table["job_id"][int(np.flatnonzero(unknown.to_numpy())[0])]
+def _untimed(workload: Workload, untimed: str) -> frozenset[int]:
+    """Ranks of jobs without a run time; an error unless they are to be rejected."""
+    ranks = np.flatnonzero(workload.table["duration_s"].isna().to_numpy())
+    if len(ranks) and untimed == "refuse":
+        first = workload.table["job_id"][int(ranks[0])]
         raise DataError(
-            f"{int(unknown.sum())} of {len(workload)} jobs have no run time (first: {first})",
+            f"{len(ranks)} of {len(workload)} jobs have no run time (first: {first})",
             file=workload.source.path or None,
             column="duration_s",
-            expected="a trace with run times",
+            expected="a trace with run times, or untimed=reject (--untimed reject) to run without"
+            " these jobs",
         )
+    return frozenset(ranks.tolist())
 
 
-def _check_fit(workload: Workload, spec: ClusterSpec, misfits: str) -> frozenset[int]:
+def _misfits(workload: Workload, spec: ClusterSpec, misfits: str) -> frozenset[int]:
     """Ranks of jobs that fit nowhere; an error unless they are to be rejected."""
     verdict = infeasible(workload, spec)
-    ranks = frozenset(np.flatnonzero(verdict.mask).tolist())
+    ranks = np.flatnonzero(verdict.mask).tolist()
     if ranks and misfits == "refuse":
-        first = min(ranks)
+        first = ranks[0]
         raise DataError(
             f"{len(ranks)} of {len(workload)} jobs fit nowhere on this cluster ({spec.describe()});"
             f" first: {workload.table['job_id'][first]}: {verdict.reason(first)}",
             file=workload.source.path or None,
             expected="a larger cluster, or misfits=reject (--misfits reject) to run without them",
         )
-    return ranks
+    return frozenset(ranks)
 
 
 def _start_s(workload: Workload) -> float:

@@ -195,7 +195,7 @@ class RunWriter:
         self._spec = spec
         self._node_names = pa.array([n.name for n in spec.nodes], pa.string())
         self._node_types = pa.array([n.gpu_type for n in spec.nodes], pa.string())
-        self._job_ids = pa.array(workload.table["job_id"], pa.string())
+        self._job_ids = _in_one_piece(pa.array(workload.table["job_id"], pa.string()))
         check_target(path, overwrite=overwrite)
         self._overwrite = overwrite
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -431,10 +431,12 @@ class RunWriter:
             else:
                 columns.append(pa.array(values.astype(np.int32), column.type))
         if len(table):
-            self._put(
-                "jobs",
-                [c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for c in columns],
-            )
+            self._put("jobs", [_in_one_piece(c) for c in columns])
+
+
+def _in_one_piece(array: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Long columns come in chunks; a record batch wants one."""
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
 def _labels(codes: Any, names: tuple[str, ...]) -> pa.DictionaryArray:
