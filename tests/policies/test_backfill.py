@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies import Policy, make_policy
+from policies.inter.backfill import Easy, reserve
 from policies.inter.conservative import Conservative
 from tests.memorylog import drive
 from traces import UsageError, Workload
@@ -14,7 +17,7 @@ from traces import UsageError, Workload
 Row = tuple[int, int, int]  # submit, duration, GPUs
 
 
-def workload(rows: list[Row], **columns: list[object]) -> Workload:
+def workload(rows: list[Row], **columns: Sequence[object]) -> Workload:
     return Workload.from_jobs(
         [
             {
@@ -35,7 +38,7 @@ def starts(
     gpus: int = 4,
     placement: str = "count",
     cluster: str | None = None,
-    **columns: list[object],
+    **columns: Sequence[object],
 ) -> list[float]:
     driver, _ = drive(workload(rows, **columns), cluster or f"1x{gpus}", policy, placement)
     return list(driver.outcomes.start_s)
@@ -196,3 +199,28 @@ def test_nobody_is_started_later_than_a_reservation_says(
     plain = [r[:3] for r in rows]
     begun = starts(Watched(), plain, cluster="1x3:a,1x3:b", gpu_type=[r[3] for r in rows])
     assert begun == [booked[f"{i:03d}"] for i in range(len(rows))]
+
+
+@settings(max_examples=60)
+@given(rows=MIXED, placement=st.sampled_from(["count", "spread", "consolidated"]))
+def test_easy_keeps_the_reservation_of_the_head(
+    rows: list[tuple[int, int, int, str | None]], placement: str
+) -> None:
+    """Types and nodes, exact estimates: the head starts by the time it was first told."""
+    told: dict[str, float] = {}
+
+    class Watched(Easy):
+        def plan(self, view):  # type: ignore[no-untyped-def]
+            plan = super().plan(view)
+            draft = view.draft()
+            head = next((j for j in view.waiting if not draft.start(j)), None)
+            if head is not None:
+                shadow_s = reserve(view, draft, head).shadow_s
+                assert shadow_s <= told.setdefault(head.job_id, shadow_s)
+            return plan
+
+    plain = [r[:3] for r in rows]
+    types = [r[3] for r in rows]
+    begun = starts(Watched(), plain, placement=placement, cluster="2x2:a,1x3:b", gpu_type=types)
+    for job_id, shadow_s in told.items():
+        assert begun[int(job_id)] <= shadow_s
