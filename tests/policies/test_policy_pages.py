@@ -1,0 +1,75 @@
+"""The pages of ``docs/policies``: one for all that is registered, true to the classes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from policies.registry import PLACEMENTS, POLICIES, placement_class, policy_class
+from tests.memorylog import drive
+from traces import Workload
+
+PAGES = Path(__file__).resolve().parents[2] / "docs" / "policies"
+_ROW = re.compile(r"^\| \[`([^`]+)`\]\(([^)]+)\) \|(.+)\|$", re.MULTILINE)
+
+
+def rows() -> dict[str, tuple[str, list[str]]]:
+    """The index: name to (page, the other cells)."""
+    text = (PAGES / "README.md").read_text(encoding="utf-8")
+    return {
+        name: (page, [cell.strip() for cell in rest.split(" | ")])
+        for name, page, rest in _ROW.findall(text)
+    }
+
+
+def workload(*jobs: tuple[float, float, int]) -> Workload:
+    return Workload.from_jobs(
+        [
+            {"job_id": f"{i}", "submit_s": s, "duration_s": d, "num_gpus": g}
+            for i, (s, d, g) in enumerate(jobs)
+        ]
+    )
+
+
+def test_the_index_names_all_in_order() -> None:
+    assert list(rows()) == [*POLICIES, *PLACEMENTS]
+
+
+@pytest.mark.parametrize("name", [*POLICIES, *PLACEMENTS])
+def test_every_one_has_a_page_that_names_its_parameters(name: str) -> None:
+    page, _ = rows()[name]
+    assert page == (f"{name}.md" if name in POLICIES else f"placement-{name}.md")
+    text = (PAGES / page).read_text(encoding="utf-8")
+    assert text.startswith(f"# {name}\n")
+    cls = policy_class(name) if name in POLICIES else placement_class(name)
+    missing = [
+        field.name
+        for field in fields(cls)
+        if field.init
+        and not field.name.startswith("_")
+        and not re.search(rf"`{re.escape(field.name)}\b", text)
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", [*POLICIES, *PLACEMENTS])
+def test_every_one_says_what_its_name_leaves_open(name: str) -> None:
+    made = policy_class(name)() if name in POLICIES else placement_class(name)()
+    assert made.name == name
+    assert made.says()
+    assert all(sentence.endswith(".") for sentence in made.says())
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_index_tells_the_truth(name: str) -> None:
+    _, (_, preempts, blocks, estimates) = rows()[name]
+    # A long job holds everything when a short one arrives.
+    driver, _ = drive(workload((0, 20_000, 4), (10_000, 10, 4)), "1x4", name)
+    assert preempts.startswith("yes" if driver.counts.preemptions else "no")
+    # The second job needs more than is free; the third would fit, and end before that changes.
+    driver, _ = drive(workload((0, 10, 2), (1, 20, 4), (2, 1, 1)), "1x4", name)
+    assert blocks.startswith("yes" if driver.outcomes.start_s[2] > 2 else "no")
+    assert estimates.startswith("yes" if policy_class(name).needs_estimates else "no")
