@@ -28,7 +28,7 @@ from policies.registry import make_placement
 from traces import ClusterSpec, Request, Workload
 from traces.formats.openb import read, read_nodes
 
-PLACEMENTS = ("fgd", "fgd:score=published", "best-fit", "count", "spread")
+PLACEMENTS = ("fgd", "fgd:score=exact", "best-fit", "count", "spread")
 LOAD = 1.3
 
 

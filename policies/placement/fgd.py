@@ -7,9 +7,9 @@ frequent requests of the workload, as in the paper; the run hands them over befo
 (``prepare``), since a placement sees the free devices only.
 
 The published code rounds: it scores ``int(100 sigmoid(drop / 1000))``, so that most candidates
-tie, and ties pack the cluster in the order of its nodes. The paper has no rounding, and neither
-has the default here; ``score="published"`` has it, and with it the published fill of openb
-(``benchmarks/openb_fill.py``). Either way equal scores go to the lower node, then the lower GPU.
+tie, and ties pack the cluster in the order of its nodes. The paper has no rounding
+(``score="exact"``), but the published fill of openb is reached with it only
+(``benchmarks/openb_fill.py``), so it is the default. Either way equal scores go to the lower node, then the lower GPU.
 A gang that may span nodes and fits on none takes the fewest nodes (the paper has no such tasks).
 All allowed GPU types are compared at once.
 """
@@ -51,7 +51,7 @@ class Fgd(PlacementPolicy):
     by_count: ClassVar[bool] = True
 
     cover: float = 0.95
-    score: Literal["exact", "published"] = "exact"
+    score: Literal["exact", "published"] = "published"
 
     def __post_init__(self) -> None:
         if not 0.0 < self.cover <= 1.0:

@@ -181,7 +181,7 @@ def test_the_driver_prepares_the_placement() -> None:
     assert isinstance(driver.view.placement, PreparedFgd)
     assert sum(t.jobs for t in driver.view.placement.classes) == 4
     assert {rank for rank, *_ in log.allocations} == {0, 1, 2, 3}
-    assert driver.view.placement.params() == {"cover": 0.95, "score": "exact", "classes": 3}
+    assert driver.view.placement.params() == {"cover": 0.95, "score": "published", "classes": 3}
 
 
 class Sampled(MemoryLog):

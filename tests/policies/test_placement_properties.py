@@ -23,7 +23,7 @@ WORK_CONSERVING = (
     "best-fit",
     "topology",
     "fgd",
-    "fgd:score=published",
+    "fgd:score=exact",
 )
 ALL = (*WORK_CONSERVING, "consolidated")
 
