@@ -16,6 +16,7 @@ end of the running order, so a decision costs about what it changes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from heapq import heappop, heappush
 from operator import itemgetter
 from typing import Any
 
@@ -56,7 +57,7 @@ def preempt(policy: Policy, view: ClusterView, draft: Draft) -> None:
     if not view.waiting:
         return
     shapes = view.waiting.shapes
-    if view.placement.by_count and not view.free.limited and all(s.countable for s in shapes):
+    if _by_count(view) and all(s.countable for s in shapes):
         if len(view.free.pools) == 1:
             _Pass(policy, view, draft, 0, shapes).run()
             return
@@ -65,6 +66,12 @@ def preempt(policy: Policy, view: ClusterView, draft: Draft) -> None:
             _Pass(policy, view, draft, pool, here).run()
         return
     _preempt_by_place(policy, view, draft)
+
+
+def _by_count(view: ClusterView) -> bool:
+    """Whether counting wholly free GPUs decides what fits, now and after any running job ends."""
+    free = view.free
+    return view.placement.by_count and not free.limited and not any(p.sharing for p in free.pools)
 
 
 class Tail:
@@ -223,33 +230,45 @@ class _Pass:
 def _preempt_by_place(policy: Policy, view: ClusterView, draft: Draft) -> None:
     """Walk the order; for a job without room, stop jobs from the low end until it is placed.
 
-    Those whose devices it did not take stay, and those it displaced may go elsewhere.
+    Those whose devices it did not take stay. Those it displaced are looked after when their own
+    turn comes: they go elsewhere if there is room, and may take that of later ones as well.
     """
     tail = Tail(policy, view, None)
     displaced: list[Entry] = []
     walk = view.waiting.walk()
     for job in walk:
-        if draft.start(job):
-            continue
-        victims = _make_room(job, draft, tail)
-        if victims is None:
+        entry = job.entry
+        assert entry is not None
+        while displaced and displaced[0] < entry:
+            _seat(heappop(displaced), draft, tail, displaced)
+        if not _seat(entry, draft, tail, displaced):
             walk.skip_shape()
-        else:
-            displaced.extend(victims)
-    for _, _, job in sorted(displaced):
-        draft.start(job)
+    while displaced:
+        _seat(heappop(displaced), draft, tail, displaced)
 
 
-def _make_room(job: JobState, draft: Draft, tail: Tail) -> list[Entry] | None:
+def _seat(entry: Entry, draft: Draft, tail: Tail, displaced: list[Entry]) -> bool:
+    """Start a job, if need be in the place of later ones, which are then displaced."""
+    if draft.start(entry[2]):
+        return True
+    victims = _make_room(entry, draft, tail)
+    if victims is None:
+        return False
+    for victim in victims:
+        heappush(displaced, victim)
+    return True
+
+
+def _make_room(entry: Entry, draft: Draft, tail: Tail) -> list[Entry] | None:
     """Start a job in the place of later ones; those stopped, or None if that does not help."""
-    assert job.entry is not None
+    job = entry[2]
     pools, pool_of = job.shape.pools, draft.free.pool_of
     victims: list[Entry] = []
     position = 0
     started = False
     while not started:
         lower = tail.at(position)
-        if lower is None or lower < job.entry:
+        if lower is None or lower < entry:
             break
         position += 1
         held: Any = lower[2].allocation
@@ -261,6 +280,6 @@ def _make_room(job: JobState, draft: Draft, tail: Tail) -> list[Entry] | None:
     if not started:
         assert not gone
         return None
-    for entry in gone:
-        tail.entries.remove(entry)
+    for victim in gone:
+        tail.entries.remove(victim)
     return gone

@@ -26,7 +26,11 @@ from traces import UsageError
 
 
 class Level(NamedTuple):
-    """What is remembered of a job: its queue, and its counters when they were last zeroed."""
+    """What is remembered of a job: its queue, and its counters when they were last zeroed.
+
+    ``entered_s``: when it came to the tail of its queue (by arriving, sinking, rising, starting or
+    being stopped; not by moving to other devices).
+    """
 
     queue: int
     served_gpu_s: float
@@ -66,9 +70,9 @@ class Levels(Policy):
             return Level(0, 0.0, 0.0, now)
         if event == "due":
             if job.running:
-                return level._replace(queue=level.queue + 1)
+                return level._replace(queue=level.queue + 1, entered_s=now)
             return Level(0, self.served(job, now), job.executed(now), now)
-        return level._replace(entered_s=now)
+        return level if event == "migrate" else level._replace(entered_s=now)
 
     def changes_at(self, job: JobState, now: float) -> float:
         """When the job reaches the end of its queue, or has starved."""
