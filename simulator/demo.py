@@ -1,7 +1,7 @@
-"""The demo: a generated week on 32 nodes of 8 GPUs under three policies, saved and compared.
+"""The demo: a generated week on 64 nodes of 8 GPUs under three policies, saved and compared.
 
-The week is drawn by the Philly generator (``traces/synthetic``) and stretched until it offers 90 %
-of the cluster, so that queues form and policies differ.
+The week is drawn by the Philly generator (``traces/synthetic``); its time is stretched (or
+compressed) until it offers 90 % of the cluster, so that queues form and policies differ.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from simulator.run import simulate
 from traces import ClusterSpec
 from traces.synthetic import generate
 
-CLUSTER = "32x8:v100:8"
+CLUSTER = "64x8:v100:16"
 POLICIES = ("fifo", "srtf", "tiresias:knob=4")
 
 
@@ -23,11 +23,15 @@ def demo(out: Path, *, seed: int, say: Callable[[str], object]) -> list[Path]:
     """Run the demo into directories below ``out``, replacing earlier ones; return them."""
     spec = ClusterSpec.parse(CLUSTER)
     week = generate("philly", seed=seed, days=7, load=0.9, cluster=spec, users=40)
-    say(f"generated {len(week):,} jobs: one week in the manner of Philly, at 90 % of {CLUSTER}")
+    submit = week.table["submit_s"]
+    days = float(submit.iloc[-1] - submit.iloc[0]) / 86_400
+    say(f"{len(week):,} jobs in the manner of Philly, {days:.1f} days at 90 % of {CLUSTER}")
+    say(
+        f"{'policy':<16} {'mean JCT':>10} {'mean wait':>10} {'preemptions':>12} {'simulated in':>13}"
+    )
     runs = []
     for policy in POLICIES:
-        name = policy.partition(":")[0]
-        path = out / name
+        path = out / policy.partition(":")[0]
         result = simulate(
             week,
             CLUSTER,
@@ -40,7 +44,11 @@ def demo(out: Path, *, seed: int, say: Callable[[str], object]) -> list[Path]:
             model=Model(costs=Costs(start_s=10, restore_s=20, save_s=5)),
             checkpoints=Checkpoints(every_s=1800),
         )
-        mean = result.jobs["jct_s"].mean()
-        say(f"{policy}: mean JCT {mean:,.0f} s, {result.record['wall_s']:.1f} s of simulation")
+        jct_h, wait_h = (result.jobs[c].mean() / 3600 for c in ("jct_s", "queueing_s"))
+        preemptions = result.record["counts"]["preemptions"]
+        say(
+            f"{policy:<16} {jct_h:>8.1f} h {wait_h:>8.2f} h {preemptions:>12,}"
+            f" {result.record['wall_s']:>11.1f} s"
+        )
         runs.append(path)
     return runs
