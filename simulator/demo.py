@@ -27,7 +27,8 @@ def demo(out: Path, *, seed: int, say: Callable[[str], object]) -> list[Path]:
     days = float(submit.iloc[-1] - submit.iloc[0]) / 86_400
     say(f"{len(week):,} jobs in the manner of Philly, {days:.1f} days at 90 % of {CLUSTER}")
     say(
-        f"{'policy':<16} {'mean JCT':>10} {'mean wait':>10} {'preemptions':>12} {'simulated in':>13}"
+        f"{'policy':<16} {'mean JCT':>10} {'mean wait':>10}"
+        f" {'preemptions':>12} {'simulated in':>13}"
     )
     runs = []
     for policy in POLICIES:

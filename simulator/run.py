@@ -80,8 +80,9 @@ def simulate(
     ``outages``: when devices go out of service (``simulator/failures.py``); ``checkpoints``: what a
     job keeps when it loses its devices.
     ``misfits``: jobs that fit nowhere on the cluster are an error ("refuse"), or are rejected on
-    arrival and recorded as such ("reject"); ``untimed``: the same for jobs without a run time. ``sample_s``: seconds between samples (default: about
-    a thousandth of the span of submissions). ``until_s``: stop there; the run is then partial.
+    arrival and recorded as such ("reject"); ``untimed``: the same for jobs without a run time.
+    ``sample_s``: seconds between samples (default: about a thousandth of the span of submissions;
+    after every 4,000 samples it doubles). ``until_s``: stop there; the run is then partial.
 
     With ``out``, a run directory is written (``traces/runlog.py``); if the run fails, nothing is
     left behind, and if it is interrupted (KeyboardInterrupt), what there is is written, marked
