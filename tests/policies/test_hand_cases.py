@@ -19,7 +19,19 @@ from traces import ClusterSpec, Workload
 from traces.cluster import gpus_of
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "policies"
-NAMES = ("fifo", "best-effort", "sjf", "srtf", "srsf", "las", "tiresias")
+NAMES = (
+    "fifo",
+    "best-effort",
+    "sjf",
+    "srtf",
+    "srsf",
+    "las",
+    "tiresias",
+    "easy",
+    "conservative",
+    "gittins",
+    "quota",
+)
 _CASE = re.compile(r"^Case: `([^`]+)` on `([^`]+)`\.$", re.MULTILINE)
 _DRAWN = re.compile(r"^gpu (\d+)\s+(\S+)$", re.MULTILINE)
 
@@ -70,6 +82,8 @@ def workload(case: Case) -> Workload:
         }
         if "estimate_s" in row:
             job["estimate_s"] = float(row["estimate_s"])
+        if "vc" in row:
+            job["vc"] = row["vc"]
         jobs.append(job)
     return Workload.from_jobs(jobs)
 
