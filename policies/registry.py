@@ -7,8 +7,10 @@ a class in a file is ``path/to/file.py:Class``, parameters after a second colon.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
+import sys
 import types
 import typing
 from dataclasses import fields
@@ -103,13 +105,18 @@ def _find(name: str, kind: str, known: dict[str, str]) -> type:
 def _from_file(path: Path, name: str, base: type, kind: str) -> type:
     if not path.is_file():
         raise UsageError(f"{kind} file {path}: no such file")
-    spec = importlib.util.spec_from_file_location(f"tandem_plugin_{path.stem}", path)
+    # Dataclasses and type hints look their module up by name, so it must be there under one of its
+    # own: two files of the same name in different folders are two modules.
+    own = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    spec = importlib.util.spec_from_file_location(f"tandem_plugin_{path.stem}_{own}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # the user's own code may raise anything; say where it came from
+        del sys.modules[spec.name]
         raise UsageError(f"{kind} file {path}: {type(error).__name__}: {error}") from error
     classes = [
         k
