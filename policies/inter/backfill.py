@@ -80,7 +80,7 @@ class Easy(Policy):
         """Start in order; reserve for the first misfit; let others pass who do not delay it."""
         draft = view.draft()
         head: JobState | None = None
-        for job in view.waiting:
+        for job in view.waiting.walk():
             if not draft.start(job):
                 head = job
                 break

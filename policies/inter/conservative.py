@@ -102,7 +102,7 @@ class Conservative(Policy):
         """
         draft = view.draft()
         booked: dict[JobState, float] = {}
-        jobs = islice(view.waiting, self.depth)
+        jobs = islice(view.waiting.walk(), self.depth)
         for head in jobs:  # nobody before it waits
             if not draft.start(head):
                 break
@@ -168,8 +168,9 @@ class Profile:
         while start < last and free[start] < need:
             start += 1
         self._first_s[need] = times[start] if start < last else INFINITY
+        left_s = job.remaining_s(now)
         while start < last:
-            end_s = _until(times[start], job, now)
+            end_s = times[start] + left_s
             step = start + 1
             while step < last and times[step] < end_s and free[step] >= need:
                 step += 1
