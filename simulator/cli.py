@@ -240,7 +240,7 @@ def outages(args: argparse.Namespace) -> list[Source]:
 
 def _run(args: argparse.Namespace) -> int:
     from simulator.run import simulate
-    from traces.runlog import check_target
+    from traces.runwriter import check_target
 
     name = args.name or _name(args)
     out = Path(args.out or f"runs/{name}")

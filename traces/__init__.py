@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from traces.cluster import Allocation, ClusterSpec, Links, Node
     from traces.job import Job, Request
     from traces.loading import load, load_cluster
-    from traces.runlog import RunLog, RunWriter
+    from traces.runlog import RunLog
+    from traces.runwriter import RunWriter
     from traces.scale import offered_load, scale_to_load
     from traces.synthetic import generate
     from traces.workload import Repair, Source, Workload
@@ -36,7 +37,7 @@ else:
             "Repair": "traces.workload",
             "Request": "traces.job",
             "RunLog": "traces.runlog",
-            "RunWriter": "traces.runlog",
+            "RunWriter": "traces.runwriter",
             "scale_to_load": "traces.scale",
             "Source": "traces.workload",
             "Workload": "traces.workload",
