@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from policies.clock import Clock
     from policies.contract import Backend, Listener, PlacementPolicy, Policy, Reason, Stint
     from policies.driver import Driver
-    from policies.errors import PlanError, StarvationError
+    from policies.errors import PlanError, PolicyError, StarvationError
     from policies.plan import Draft, Plan
     from policies.registry import make_placement, make_policy
     from policies.state import JobState
@@ -33,6 +33,7 @@ else:
             "PlacementPolicy": "policies.contract",
             "Plan": "policies.plan",
             "PlanError": "policies.errors",
+            "PolicyError": "policies.errors",
             "Policy": "policies.contract",
             "Reason": "policies.contract",
             "StarvationError": "policies.errors",
@@ -54,6 +55,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "Policy",
+    "PolicyError",
     "Reason",
     "StarvationError",
     "Stint",

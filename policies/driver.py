@@ -10,23 +10,24 @@ kinds is that of the clock's priorities.
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, Protocol
 
 import simpy
 
 from policies.clock import ARRIVAL, DECIDE, END, SAMPLE, TIMER, Clock, Moment
 from policies.contract import Backend, PlacementPolicy, Policy, Stint
-from policies.errors import FutileError, PlanError, StarvationError
+from policies.errors import FutileError, PlanError, PolicyError, StarvationError
 from policies.estimates import estimator
+from policies.feasible import fault_of
 from policies.model import Model
 from policies.plan import Plan
 from policies.state import RUNNING, WAITING, JobState
 from policies.view import LiveView
-from traces import Allocation, ClusterSpec, Workload
+from traces import Allocation, ClusterSpec, UsageError, Workload
 from traces.runlog import END_REASONS, EVENT_CODE, OUTCOMES
 
 SUBMIT, START, PREEMPT, MIGRATE = (EVENT_CODE[k] for k in ("submit", "start", "preempt", "migrate"))
@@ -39,6 +40,8 @@ IS_FINISHED, IS_RUNNING, IS_WAITING, IS_REJECTED, IS_UNSUBMITTED = range(len(OUT
 NAN = float("nan")
 # A round-based policy that starts nothing on an idle cluster for this many rounds is stuck.
 IDLE_ROUNDS = 10_000
+# A job stopped so often in a row without having got anywhere would never end.
+STOPS_IN_VAIN = 100_000
 # A job that fails so often without keeping more work than before is taken never to end.
 FAILURES_IN_VAIN = 1_000
 SAMPLES_PER_STEP = 4_000
@@ -157,6 +160,11 @@ class Driver:
         self._rated = not self._model.uniform
         self._gratis = not (self._model.costs.start_s or self._model.costs.restore_s)
         self._infeasible = infeasible
+        if policy.needs_estimates and policy.estimates == "none":
+            raise UsageError(
+                f"policy {policy.name}: it orders jobs by estimates of run time, and estimates is"
+                " none; expected true, user or noisy:SIGMA"
+            )
         self._estimate = estimator(policy.estimates, seed)
         self._sample_s = sample_s
         self._fragmented = fragmented
@@ -168,10 +176,13 @@ class Driver:
         self._deciding = False
         self._decision = Moment(clock, None)
         self._stopping = False
-        self._interval_s = policy.interval_s
+        self._interval_s = interval = policy.interval_s
+        if interval is not None and not 0.0 < interval < math.inf:
+            raise UsageError(f"policy {policy.name}: interval_s is {interval}; expected above 0")
         self._remembers = policy.remembers
         self._wake_s = float("inf")
         self._wake: Moment | None = None
+        self._stopped_in_vain: dict[int, tuple[float, int]] = {}  # work done, how often by then
         backend.attach(self)
 
     # The loop
@@ -180,7 +191,8 @@ class Driver:
         """Run to the end of the workload, or to ``until_s``.
 
         Raises :class:`PlanError` for an impossible plan and :class:`StarvationError` when jobs
-        wait that nothing will ever start.
+        wait that nothing will ever start. What a policy's own code raises passes through; see
+        :func:`policies.errors.naming_the_policy`.
         """
         if len(self.workload) == 0:
             self.complete = True
@@ -225,8 +237,7 @@ class Driver:
         if interval is None:
             self.clock.again(self._decision, DECIDE, self._decide)
         else:
-            now = self.clock.now
-            self.clock.at(max(now, -(-now // interval) * interval), DECIDE, self._decide)
+            self.clock.at(_round_at(self.clock.now, interval), DECIDE, self._decide)
 
     def _decide(self, _: Moment) -> None:
         self._deciding = False
@@ -241,6 +252,8 @@ class Driver:
         if remembers:
             view.settle()
         plan = self.policy.plan(view)
+        if not isinstance(plan, Plan):
+            raise PolicyError(self.policy, view.now, f"plan() returned {plan!r}, which is no Plan")
         if plan.changes:
             self._apply(plan)
             counts.idle_rounds = 0
@@ -257,8 +270,8 @@ class Driver:
         interval = self._interval_s
         assert interval is not None
         self._deciding = True
-        now = self.clock.now
-        self.clock.at((now // interval + 1) * interval, DECIDE, self._decide)
+        after = math.nextafter(self.clock.now, math.inf)
+        self.clock.at(_round_at(after, interval), DECIDE, self._decide)
 
     def _set_wake(self) -> None:
         """Wake up when the place of some job changes by itself."""
@@ -294,6 +307,9 @@ class Driver:
         changes = plan.changes
         moves: list[JobState] = []
         for job, allocation in changes.items():
+            if type(job) is not JobState:
+                fault = f"plan() returned a change for {job!r}, which is no job of the view"
+                raise PolicyError(self.policy, self.view.now, fault)
             if job.phase == RUNNING:
                 if allocation is None:
                     self._preempt(job)
@@ -316,46 +332,24 @@ class Driver:
 
     def _check(self, job: JobState, allocation: Allocation) -> None:
         """Refuse an allocation that is not what the job asked for, or not free."""
-        if type(allocation) is not Allocation:
-            fault = f"is given {allocation!r}, not an Allocation"
-            raise PlanError(self.policy, self.view, job, fault)
         free, request = self.view.free, job.request
-        shares, milli = allocation
-        if len(shares) == 1 and milli == 1000 == request.gpu_milli and not free.limited:
-            ((node, mask),) = shares  # the common case, without a call
-            if (
-                0 <= node < len(free.pool_of)
-                and free.pool_of[node] in job.shape.pools
-                and mask & free.mask[node] == mask
-                and mask.bit_count() == request.num_gpus
-            ):
-                return
-        wrong = free.missing(allocation, request) or self._mismatch(job, allocation)
+        try:
+            shares, milli = allocation
+            if len(shares) == 1 and milli == 1000 == request.gpu_milli and not free.limited:
+                ((node, mask),) = shares  # the common case, without a call
+                if (
+                    type(allocation) is Allocation
+                    and 0 <= node < len(free.pool_of)
+                    and free.pool_of[node] in job.shape.pools
+                    and mask & free.mask[node] == mask
+                    and mask.bit_count() == request.num_gpus
+                ):
+                    return
+        except (TypeError, ValueError, AttributeError):
+            pass  # not even made of numbers: it is said below
+        wrong = fault_of(job, allocation, free)
         if wrong is not None:
             raise PlanError(self.policy, self.view, job, wrong)
-
-    def _mismatch(self, job: JobState, allocation: Allocation) -> str | None:
-        """Say how an allocation differs from what the job asked for."""
-        request = job.request
-        shares = allocation.shares
-        free = self.view.free
-        fault = None
-        if allocation.num_gpus != request.num_gpus:
-            fault = f"is given {allocation.num_gpus} GPUs; its gang is {request.num_gpus}"
-        elif allocation.gpu_milli != request.gpu_milli:
-            fault = f"is given {allocation.gpu_milli}/1000 of a GPU, not {request.gpu_milli}"
-        elif not shares:
-            fault = "is given no node"
-        elif len(shares) > 1 and request.single_node:
-            fault = f"is spread over {len(shares)} nodes; it must stay on one"
-        elif len(shares) > 1 and any(a >= b for (a, _), (b, _) in pairwise(shares)):
-            fault = "its nodes are named out of order or twice"
-        elif len(shares) > 1 and len({free.pool_of[node] for node, _ in shares}) > 1:
-            fault = "GPU types are mixed; it runs on one type"
-        elif request.num_gpus and free.pool_of[shares[0][0]] not in job.shape.pools:
-            gpu_type = self.view.spec.nodes[shares[0][0]].gpu_type
-            fault = f"is put on {gpu_type}; it may use {'/'.join(request.gpu_types)}"
-        return fault
 
     def _start(self, job: JobState, allocation: Allocation) -> None:
         view = self.view
@@ -368,9 +362,20 @@ class Driver:
     def _preempt(self, job: JobState) -> None:
         stint = self.backend.stop(job, failed=False)
         self._leave(job, stint, END_PREEMPT)
+        if stint.done_s <= job.done_s:
+            self._check_vain(job)
         self.view.stop(job, stint.done_s, "preempt")
         self.counts.preemptions += 1
         self.log.event(self.view.now, PREEMPT, job.rank)
+
+    def _check_vain(self, job: JobState) -> None:
+        """A job that is stopped again and again before it could keep any work is starved."""
+        at_s, times = self._stopped_in_vain.get(job.rank, (job.done_s, 0))
+        times = times + 1 if at_s == job.done_s else 1
+        self._stopped_in_vain[job.rank] = (job.done_s, times)
+        if times >= STOPS_IN_VAIN:
+            fault = f"job {job.job_id} was stopped {times} times running with no new work to keep"
+            raise PolicyError(self.policy, self.view.now, fault)
 
     def _depart(self, job: JobState, allocation: Allocation | None) -> None:
         """Take a job off its devices on its way to others."""
@@ -398,7 +403,7 @@ class Driver:
         self.log.allocation(job.rank, allocation, since, begin, now, stint.rate, reason)
         if begin != since:
             self.outcomes.overhead_gpu_s[job.rank] += (min(begin, now) - since) * job.gpus
-        if stint.lost_s:
+        if stint.lost_s and reason != END_OPEN:  # the log ends, the job does not
             self.outcomes.lost_gpu_s[job.rank] += stint.lost_s * job.gpus
 
     # Events of the world
@@ -508,3 +513,11 @@ class Driver:
                 len(view.waiting),
                 view.waiting.gpus,
             )
+
+
+def _round_at(time_s: float, interval_s: float) -> float:
+    """The first multiple of the interval that is not before ``time_s``, as floats have it."""
+    rounds = time_s // interval_s
+    while rounds * interval_s < time_s:
+        rounds += 1
+    return rounds * interval_s

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from traces import DataError, Job, UsageError
 
 Estimator = Callable[[Job], float]
+MOST_SIGMA = 10.0  # beyond, a factor could leave the range of floats
 
 
 def estimator(kind: str, seed: int) -> Estimator:
@@ -37,10 +38,11 @@ def estimator(kind: str, seed: int) -> Estimator:
             sigma = float(argument)
         except ValueError:
             sigma = math.nan
-        if sigma >= 0.0:
+        if 0.0 <= sigma <= MOST_SIGMA:
             return lambda job: job.duration_s * math.exp(sigma * _normal(seed, job.job_id))
     raise UsageError(
-        f"estimates {kind!r}: expected true, user, none or noisy:SIGMA with SIGMA >= 0"
+        f"estimates {kind!r}: expected true, user, none or noisy:SIGMA with SIGMA from 0 to"
+        f" {MOST_SIGMA:g}"
     )
 
 

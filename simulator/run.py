@@ -25,6 +25,7 @@ import pandas as pd
 from policies.clock import Clock
 from policies.contract import PlacementPolicy, Policy
 from policies.driver import Driver
+from policies.errors import naming_the_policy
 from policies.model import Model
 from policies.placement.fragmentation import Fragmentation, typical
 from policies.registry import make_placement, make_policy
@@ -89,16 +90,19 @@ def simulate(
     partial, and the interrupt goes on.
 
     Raises :class:`DataError` for workloads that cannot be replayed, :class:`UsageError` for
-    parameters that cannot be, ``PlanError`` and ``StarvationError`` for faults of the policy.
+    parameters that cannot be, ``PlanError``, ``PolicyError`` and ``StarvationError`` for faults of
+    the policy.
     """
     spec = load_cluster(cluster) if isinstance(cluster, str) else cluster
     inter = make_policy(policy) if isinstance(policy, str) else policy
     where = make_placement(placement) if isinstance(placement, str) else placement
-    if seed < 0:
-        raise UsageError(f"seed is {seed}; expected a whole number, 0 or more")
+    if not 0 <= seed < 2**64:
+        raise UsageError(f"seed is {seed}; expected a whole number from 0 to 2^64 - 1")
     without_time = _untimed(workload, untimed)
     without_place = _misfits(workload, spec, misfits)
     clock = Clock(_start_s(workload))
+    if until_s is not None and not until_s >= clock.now:
+        raise UsageError(f"until is {until_s} s; expected {clock.now:g} s (the start) or later")
     backend = SimulatedCluster(clock, spec, model, checkpoints)
     record = {
         "kind": "simulated",
@@ -148,7 +152,11 @@ def simulate(
         if outages:
             Outages(backend, outages, stream(seed, "outages"))
         began = time.perf_counter()
-        with _fewer_collections(), _stopping_on_signals(driver) as signals:
+        with (
+            _fewer_collections(),
+            naming_the_policy(driver.view),
+            _stopping_on_signals(driver) as signals,
+        ):
             driver.run(until_s)
         driver.close()
         record.update(_ending(driver, time.perf_counter() - began))

@@ -1,0 +1,76 @@
+"""What makes an allocation impossible: the checks a plan passes before it touches the world.
+
+The driver takes the common case (whole GPUs on one node) without a call; everything else, and
+everything that case refuses, is judged here. A policy is somebody else's code, so nothing about
+its answer is taken for granted, not even that it is made of integers.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from policies.free import FreeGpus
+from policies.state import JobState
+from traces import Allocation
+
+
+def fault_of(job: JobState, allocation: object, free: FreeGpus) -> str | None:
+    """Say why ``job`` cannot be given ``allocation`` now, or return None if it can."""
+    if not _well_formed(allocation):
+        return f"is given {allocation!r}, not an Allocation of (node, GPU mask) shares"
+    assert isinstance(allocation, Allocation)
+    fault = _not_in_inventory(allocation, free)
+    if fault is None:
+        fault = _mismatch(job, allocation, free) or free.missing(allocation, job.request)
+    return fault
+
+
+def _well_formed(allocation: object) -> bool:
+    if type(allocation) is not Allocation or type(allocation.gpu_milli) is not int:
+        return False
+    shares = allocation.shares
+    return isinstance(shares, tuple) and all(
+        isinstance(share, tuple)
+        and len(share) == 2
+        and all(type(number) is int for number in share)
+        and share[1] >= 0
+        for share in shares
+    )
+
+
+def _not_in_inventory(allocation: Allocation, free: FreeGpus) -> str | None:
+    nodes = free.spec.nodes
+    for node, mask in allocation.shares:
+        if not 0 <= node < len(nodes):
+            return f"there is no node with index {node}"
+        machine = nodes[node]
+        if mask >> machine.num_gpus:
+            return (
+                f"there is no GPU {mask.bit_length() - 1} on node {machine.name},"
+                f" which has {machine.num_gpus}"
+            )
+    return None
+
+
+def _mismatch(job: JobState, allocation: Allocation, free: FreeGpus) -> str | None:
+    """Say how an allocation differs from what the job asked for."""
+    request, shares = job.request, allocation.shares
+    fault = None
+    if allocation.num_gpus != request.num_gpus:
+        fault = f"is given {allocation.num_gpus} GPUs; its gang is {request.num_gpus}"
+    elif allocation.gpu_milli != request.gpu_milli:
+        fault = f"is given {allocation.gpu_milli}/1000 of a GPU, not {request.gpu_milli}"
+    elif not shares:
+        fault = "is given no node"
+    elif len(shares) > 1 and (request.single_node or not request.num_gpus):
+        fault = f"is spread over {len(shares)} nodes; it must stay on one"
+    elif len(shares) > 1 and any(a >= b for (a, _), (b, _) in pairwise(shares)):
+        fault = "its nodes are named out of order or twice"
+    elif request.num_gpus and not all(mask for _, mask in shares):
+        fault = "is given a node without any GPU of it"
+    elif len({free.pool_of[node] for node, _ in shares}) > 1:
+        fault = "GPU types are mixed; it runs on one type"
+    elif request.num_gpus and free.pool_of[shares[0][0]] not in job.shape.pools:
+        gpu_type = free.spec.nodes[shares[0][0]].gpu_type
+        fault = f"is put on {gpu_type}; it may use {'/'.join(request.gpu_types)}"
+    return fault
