@@ -241,7 +241,6 @@ def versions() -> dict[str, str]:
         "pandas",
         "pyarrow",
         "networkx",
-        "sortedcontainers",
     ):
         try:
             found[package] = metadata.version(package)
