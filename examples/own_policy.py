@@ -14,8 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from policies import ClusterView, Draft, JobState, Policy
-from policies.check import check_policy
+from policies import ClusterView, Draft, JobState, Policy, check_policy
 from policies.contract import NEVER
 from simulator import simulate
 from traces import UsageError, generate

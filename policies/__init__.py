@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from traces.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from policies.check import check_policy
     from policies.clock import Clock
     from policies.contract import Backend, Listener, PlacementPolicy, Policy, Reason, Stint
     from policies.driver import Driver
@@ -38,6 +39,7 @@ else:
             "Reason": "policies.contract",
             "StarvationError": "policies.errors",
             "Stint": "policies.contract",
+            "check_policy": "policies.check",
             "make_placement": "policies.registry",
             "make_policy": "policies.registry",
         },
@@ -59,6 +61,7 @@ __all__ = [
     "Reason",
     "StarvationError",
     "Stint",
+    "check_policy",
     "make_placement",
     "make_policy",
 ]

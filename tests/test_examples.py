@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from policies import make_policy
-from policies.check import check_policy
+from policies import check_policy, make_policy
 from simulator import simulate
 from traces import UsageError, Workload, generate
 
