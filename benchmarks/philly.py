@@ -85,6 +85,7 @@ def main() -> None:
     args.figure.parent.mkdir(parents=True, exist_ok=True)
     with paper() as (drawing, ax):
         duration_cdf(ax, curves, "job completion time")
+        drawing.patch.set(facecolor="white", alpha=1.0)
         args.figure.write_text(svg(drawing))
     print(f"written: {args.out}, {args.figure}")
 
