@@ -148,3 +148,28 @@ def test_a_mean_that_a_page_quotes() -> None:
         (case,) = islice(cases_of(page), 1)
         means[page] = sum(float(r["finish_s"]) - float(r["submit_s"]) for r in case.rows)
     assert means == {"fifo": 39.0, "best-effort": 26.0}
+
+
+@pytest.mark.parametrize(
+    ("policy", "starts"),
+    [
+        # One GPU of each type. a holds that of t when b, for t too, and c, for k, come together.
+        #
+        # second         012345678
+        # t              aaaabb...      fifo: b is the head and waits for t until 4 s; c, which k
+        # k              ....cc...      could take at once, waits behind it
+        #
+        # t              aaaabb...      best-effort: c passes
+        # k              .cc......
+        ("fifo", [0, 4, 4]),
+        ("best-effort", [0, 4, 1]),
+    ],
+)
+def test_one_line_for_all_gpu_types(policy: str, starts: list[float]) -> None:
+    rows = [("a", 0, 4, "t"), ("b", 1, 2, "t"), ("c", 1, 2, "k")]
+    jobs = [
+        {"job_id": j, "submit_s": s, "duration_s": d, "num_gpus": 1, "gpu_type": t}
+        for j, s, d, t in rows
+    ]
+    driver, _ = drive(Workload.from_jobs(jobs), "1x1:t,1x1:k", policy)
+    assert list(driver.outcomes.start_s) == starts

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from policies.registry import PLACEMENTS, POLICIES, placement_class, policy_class
+from simulator import simulate
 from tests.memorylog import drive
-from traces import Workload
+from traces import Workload, load
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "policies"
 _ROW = re.compile(r"^\| \[`([^`]+)`\]\(([^)]+)\) \|(.+)\|$", re.MULTILINE)
@@ -73,3 +74,14 @@ def test_the_index_tells_the_truth(name: str) -> None:
     driver, _ = drive(workload((0, 10, 2), (1, 20, 4), (2, 1, 1)), "1x4", name)
     assert blocks.startswith("yes" if driver.outcomes.start_s[2] > 2 else "no")
     assert estimates.startswith("yes" if policy_class(name).needs_estimates else "no")
+
+
+def test_what_a_name_leaves_open_is_worth_so_much(shared_data: Path) -> None:
+    text = (PAGES / "README.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| `([a-z-]+)` \| ([\d,]+) \| ([\d,]+) \|$", text, re.MULTILINE)
+    assert [row[0] for row in cells] == ["fifo", "best-effort"]
+    jobs = load(shared_data / "philly" / "jobs.csv.gz").head(5000)
+    for policy, *means in cells:
+        for placement, mean in zip(("count", "consolidated"), means, strict=True):
+            run = simulate(jobs, "64x8:v100", policy=policy, placement=placement)
+            assert f"{run.jobs['jct_s'].mean():,.0f}" == mean
