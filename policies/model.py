@@ -23,7 +23,7 @@ class Costs:
 
     ``start_s``: a first start. ``restore_s``: a start after a preemption or failure (loading a
     checkpoint comes on top of ``start_s``). ``save_s``: after a preemption the devices are held
-    that long to save the state. ``migrate_s``: a move to other devices.
+    that long to save the state (where it is saved). ``migrate_s``: a move to other devices.
     """
 
     start_s: float = 0.0

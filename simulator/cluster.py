@@ -97,13 +97,14 @@ class SimulatedCluster:
     def stop(self, job: JobState, *, failed: bool) -> SimulatedStint:
         """Take a job off its devices; what it keeps is up to the checkpoint model."""
         stint = self._close(job)
-        if failed or not self.checkpoints.on_preempt:
+        saves = not failed and self.checkpoints.on_preempt
+        if not saves:
             # What it restarted from is a checkpoint too, whatever the period.
             kept = max(stint.saved_s, self.checkpoints.kept_s(stint.done_s))
             stint.lost_s = stint.done_s - kept
             stint.done_s = kept
         save_s = self.model.costs.save_s
-        if save_s and not failed and job.allocation is not None:
+        if save_s and saves and job.allocation is not None:
             for node, mask in job.allocation.shares:
                 for gpu in gpus_of(mask):
                     self._saving[node, gpu] = self.clock.now + save_s
