@@ -14,6 +14,7 @@ from policies.model import Costs, Model
 from policies.replay import Replay, explain_at, view_at
 from policies.view import LiveView
 from simulator import Checkpoints, simulate
+from simulator.failures import Mtbf
 from tests.memorylog import drive
 from traces import DataError, RunLog, UsageError, Workload
 
@@ -96,10 +97,11 @@ def test_the_replayed_view_is_the_live_view(
     )
     model = Model(costs=Costs(start_s=1.0, restore_s=0.5), across_nodes=0.75) if costly else Model()
     checkpoints = Checkpoints(every_s=2.0, on_preempt=False) if lossy else Checkpoints()
+    # Until 90 s: where starting costs more than a turn lasts, promotion can go round for ever.
     with tempfile.TemporaryDirectory() as folder:
         result = simulate(
             workload, "2x3:v", policy=policy, placement=placement, out=Path(folder) / "run",
-            model=model, checkpoints=checkpoints, seed=3,
+            model=model, checkpoints=checkpoints, seed=3, until_s=90.0,
         )  # fmt: skip
         at_s = min(at_s, result.record["span"]["end_s"])
         assert result.path is not None
@@ -139,3 +141,49 @@ def test_what_cannot_be_asked_says_so(run: RunLog, tmp_path: Path) -> None:
     run.record["policy"]["spec"] = None
     with pytest.raises(DataError, match=r"policy.spec"):
         Replay(run)
+
+
+@settings(max_examples=20)
+@given(
+    rows=ROWS,
+    policy=st.sampled_from(POLICIES),
+    seed=st.integers(0, 5),
+    at_s=st.floats(0, 80),
+    every_s=st.sampled_from([None, 2.0]),
+)
+def test_so_it_is_where_devices_fail(
+    rows: list[tuple[int, int, int, str | None]],
+    policy: str,
+    seed: int,
+    at_s: float,
+    every_s: float | None,
+) -> None:
+    workload = Workload.from_jobs(
+        [
+            {"job_id": f"j{i}", "submit_s": s, "duration_s": d, "num_gpus": min(g, 3), "vc": vc}
+            for i, (s, d, g, vc) in enumerate(rows)
+        ]
+    )
+    failures = (Mtbf(node_mtbf_s=90.0, node_mttr_s=6.0, gpu_mtbf_s=200.0, gpu_mttr_s=4.0),)
+    checkpoints = Checkpoints(every_s=every_s)
+    with tempfile.TemporaryDirectory() as folder:
+        options: dict[str, Any] = {
+            "policy": policy, "checkpoints": checkpoints, "outages": failures, "seed": seed,
+        }  # fmt: skip
+        result = simulate(workload, "3x3:v", out=Path(folder) / "run", until_s=90.0, **options)
+        at_s = min(at_s, result.record["span"]["end_s"])
+        early = simulate(workload, "3x3:v", out=Path(folder) / "early", until_s=at_s, **options)
+        assert result.path is not None
+        assert early.path is not None
+        one, other = Replay(RunLog.open(result.path)), Replay(RunLog.open(early.path))
+        view, same = one.until(at_s), other.until(at_s)
+    assert state(view) == state(same)
+    # The run that stopped there tells how its jobs stood.
+    status = dict(zip(early.jobs["job_id"], early.jobs["status"], strict=True))
+    told = dict.fromkeys(status, "unsubmitted")
+    for job in one.jobs.values():
+        told[job.job_id] = ("waiting", "running", "finished")[job.phase]
+    assert told == status
+    service = dict(zip(early.jobs["job_id"], early.jobs["service_gpu_s"], strict=True))
+    for job in one.jobs.values():
+        assert job.attained_gpu_s(at_s) == pytest.approx(service[job.job_id])
