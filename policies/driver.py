@@ -11,13 +11,20 @@ kinds is that of the clock's priorities.
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Callable, Collection, Generator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import simpy
 
+from policies.books import (
+    IS_FINISHED,
+    IS_REJECTED,
+    IS_RUNNING,
+    IS_WAITING,
+    Counts,
+    Outcomes,
+    Recorder,
+)
 from policies.clock import ARRIVAL, DECIDE, END, SAMPLE, TIMER, Clock, Moment
 from policies.contract import Backend, PlacementPolicy, Policy, Stint
 from policies.errors import FutileError, PlanError, PolicyError, StarvationError
@@ -28,7 +35,7 @@ from policies.plan import Plan
 from policies.state import RUNNING, WAITING, JobState
 from policies.view import LiveView
 from traces import Allocation, ClusterSpec, UsageError, Workload
-from traces.runlog import END_REASONS, EVENT_CODE, OUTCOMES
+from traces.runlog import END_REASONS, EVENT_CODE
 
 SUBMIT, START, PREEMPT, MIGRATE = (EVENT_CODE[k] for k in ("submit", "start", "preempt", "migrate"))
 FINISHED, FAILED, REJECTED = (EVENT_CODE[k] for k in ("finish", "fail", "reject"))
@@ -36,7 +43,6 @@ LOST, RETURNED = EVENT_CODE["device_lost"], EVENT_CODE["device_returned"]
 END_FINISH, END_PREEMPT, END_MIGRATE, END_FAIL, END_OPEN = (
     END_REASONS.index(r) for r in ("finish", "preempt", "migrate", "fail", "open")
 )
-IS_FINISHED, IS_RUNNING, IS_WAITING, IS_REJECTED, IS_UNSUBMITTED = range(len(OUTCOMES))
 NAN = float("nan")
 # A round-based policy that starts nothing on an idle cluster for this many rounds is stuck.
 IDLE_ROUNDS = 10_000
@@ -45,79 +51,6 @@ STOPS_IN_VAIN = 100_000
 # A job that fails so often without keeping more work than before is taken never to end.
 FAILURES_IN_VAIN = 1_000
 SAMPLES_PER_STEP = 4_000
-
-
-class Recorder(Protocol):
-    """Where events, allocations and samples go; ``traces.RunWriter`` is one."""
-
-    def event(self, time_s: float, code: int, rank: int) -> None:
-        """Record a job event."""
-
-    def device_event(
-        self, time_s: float, code: int, node: int, mask: int, detail: str | None = None
-    ) -> None:
-        """Record a device event."""
-
-    def allocation(
-        self,
-        rank: int,
-        allocation: Allocation,
-        start_s: float,
-        begin_s: float,
-        end_s: float,
-        rate: float,
-        reason: int,
-    ) -> None:
-        """Record that a job held devices."""
-
-    def sample(
-        self,
-        time_s: float,
-        gpu_type: str,
-        capacity: float,
-        allocated: float,
-        fragmented: float,
-        running_jobs: int,
-        waiting_jobs: int,
-        waiting_gpus: float,
-    ) -> None:
-        """Record the state of one GPU type."""
-
-
-class Outcomes:
-    """What became of each job, one array per column of the run's jobs table, by rank."""
-
-    def __init__(self, count: int) -> None:
-        self.start_s = array("d", [NAN]) * count
-        self.finish_s = array("d", [NAN]) * count
-        self.jct_s = array("d", [NAN]) * count
-        self.queueing_s = array("d", [NAN]) * count
-        self.preemptions = array("i", [0]) * count
-        self.migrations = array("i", [0]) * count
-        self.failures = array("i", [0]) * count
-        self.service_gpu_s = array("d", [0.0]) * count
-        self.overhead_gpu_s = array("d", [0.0]) * count
-        self.lost_gpu_s = array("d", [0.0]) * count
-        self.status = array("b", [IS_UNSUBMITTED]) * count
-
-    def columns(self) -> dict[str, Any]:
-        """Return the arrays by column name."""
-        return dict(vars(self))
-
-
-@dataclass(slots=True)
-class Counts:
-    """How much happened."""
-
-    submitted: int = 0
-    finished: int = 0
-    rejected: int = 0
-    preemptions: int = 0
-    migrations: int = 0
-    failures: int = 0
-    decisions: int = 0
-    idle_rounds: int = 0
-    transitions: dict[str, int] = field(default_factory=dict)
 
 
 class Driver:

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from policies.books import NoLog
 from policies.clock import Clock
 from policies.contract import PlacementPolicy, Policy
 from policies.driver import Driver
@@ -32,7 +33,7 @@ from policies.registry import make_placement, make_policy
 from simulator.cluster import Checkpoints, SimulatedCluster
 from simulator.failures import Source
 from simulator.outages import Outages
-from traces import Allocation, ClusterSpec, DataError, RunWriter, UsageError, Workload, load_cluster
+from traces import ClusterSpec, DataError, RunWriter, UsageError, Workload, load_cluster
 from traces.feasibility import infeasible
 from traces.runlog import JOB_OUTCOME_COLUMNS, OUTCOMES
 
@@ -170,52 +171,6 @@ def stream(seed: int, component: str) -> np.random.Generator:
     """The random stream of one component: a child of the run's seed, named, not numbered."""
     key = int.from_bytes(hashlib.blake2b(component.encode(), digest_size=4).digest(), "little")
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(key,)))
-
-
-class NoLog:
-    """A recorder that keeps nothing, for callers who want the jobs table alone."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-    def event(self, time_s: float, code: int, rank: int) -> None:
-        """Forget it."""
-
-    def device_event(
-        self, time_s: float, code: int, node: int, mask: int, detail: str | None = None
-    ) -> None:
-        """Forget it."""
-
-    def allocation(
-        self,
-        rank: int,
-        allocation: Allocation,
-        start_s: float,
-        begin_s: float,
-        end_s: float,
-        rate: float,
-        reason: int,
-    ) -> None:
-        """Forget it."""
-
-    def sample(
-        self,
-        time_s: float,
-        gpu_type: str,
-        capacity: float,
-        allocated: float,
-        fragmented: float,
-        running_jobs: int,
-        waiting_jobs: int,
-        waiting_gpus: float,
-    ) -> None:
-        """Forget it."""
-
-    def finish(self, record: dict[str, Any], outcomes: dict[str, Any]) -> None:
-        """Nothing to finish."""
 
 
 def describe(policy: Policy | PlacementPolicy, spec: object) -> dict[str, Any]:

@@ -9,7 +9,8 @@ frequent requests of the workload, as in the paper; the run hands them over befo
 The published code rounds: it scores ``int(100 sigmoid(drop / 1000))``, so that most candidates
 tie, and ties pack the cluster in the order of its nodes. The paper has no rounding
 (``score="exact"``), but the published fill of openb is reached with it only
-(``benchmarks/openb_fill.py``), so it is the default. Either way equal scores go to the lower node, then the lower GPU.
+(``benchmarks/openb_fill.py``), so it is the default. Either way equal scores go to the lower node,
+then the lower GPU.
 A gang that may span nodes and fits on none takes the fewest nodes (the paper has no such tasks).
 All allowed GPU types are compared at once.
 """

@@ -148,7 +148,7 @@ INNER = st.sampled_from(
 
 def peaks(rows: list[Row], log: MemoryLog) -> dict[str, int]:
     """Most GPUs each virtual cluster held at once."""
-    changes = defaultdict(list)
+    changes: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
     for rank, allocation, start_s, _, end_s, _, _ in log.allocations:
         vc = rows[rank][3] or "-"
         changes[vc] += [(end_s, -allocation.num_gpus), (start_s, allocation.num_gpus)]
