@@ -79,7 +79,7 @@ def test_the_measure_is_its_definition(
     classes = typical(demand, cover=1.0)
     measure = Fragmentation(classes)
     free = FreeGpus(spec)
-    fgd = make_placement("fgd:cover=1").prepare(demand)
+    fgd = make_placement("fgd:cover=1,score=exact").prepare(demand)
     for request in arrivals:
         allocation = fgd.place(request, free)
         if allocation is not None:
