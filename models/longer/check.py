@@ -20,14 +20,11 @@ from models.errors import ModelError
 def check_batch(batch: Batch, config: LongerConfig) -> None:
     """Raise ModelError unless the batch keeps its contract."""
     size = len(batch)
-    _whole_numbers("offsets", batch.offsets, (size + 1,))
-    check_offsets(batch.offsets, events=int(batch.item.shape[0]))
-    events = (int(batch.item.shape[0]),)
-    for name in ("item", "category"):
-        _whole_numbers(name, getattr(batch, name), events)
-    check_events(batch.action, batch.age_s, events, config)
+    check_ids("offsets", batch.offsets, (size + 1,))
+    check_events(batch.item, batch.category, batch.action, batch.age_s, config)
+    check_offsets(batch.offsets, events=len(batch.item))
     check_candidates(batch.candidate_item, batch.candidate_category, batch.cross, size, config)
-    _whole_numbers("user", batch.user, (size,))
+    check_ids("user", batch.user, (size,))
     _shape("label", batch.label, (size,))
     wrong = ~((batch.label == 0) | (batch.label == 1))
     _refuse("label", "is no label", batch.label, wrong, "0 or 1")
@@ -49,10 +46,13 @@ def check_offsets(offsets: Tensor, *, events: int) -> None:
 
 
 def check_events(
-    action: Tensor, age_s: Tensor, events: tuple[int, ...], config: LongerConfig
+    item: Tensor, category: Tensor, action: Tensor, age_s: Tensor, config: LongerConfig
 ) -> None:
-    """Raise ModelError unless actions are known and ages are times before the request."""
-    _whole_numbers("action", action, events)
+    """Raise ModelError unless events have ids, known actions and ages before the request."""
+    events = (item.numel(),)
+    check_ids("item", item, events)
+    check_ids("category", category, events)
+    check_ids("action", action, events)
     unknown = (action < 0) | (action >= config.num_actions)
     _refuse("action", "is unknown", action, unknown, f"0 to {config.num_actions - 1}")
     _shape("age_s", age_s, events)
@@ -66,9 +66,9 @@ def check_candidates(
     item: Tensor, category: Tensor, cross: Tensor, count: int, config: LongerConfig
 ) -> None:
     """Raise ModelError unless there are ``count`` candidates, each with its cross features."""
-    _whole_numbers("candidate_item", item, (count,))
-    _whole_numbers("candidate_category", category, (count,))
-    _whole_numbers("cross", cross, (count, config.num_cross))
+    check_ids("candidate_item", item, (count,))
+    check_ids("candidate_category", category, (count,))
+    check_ids("cross", cross, (count, config.num_cross))
 
 
 def check_vectors(table: str, vectors: Tensor, shape: Sequence[int]) -> None:
@@ -82,17 +82,18 @@ def check_vectors(table: str, vectors: Tensor, shape: Sequence[int]) -> None:
         )
 
 
+def check_ids(name: str, column: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise ModelError unless a column holds int64 numbers in this shape."""
+    _shape(name, column, shape)
+    if column.dtype != torch.int64:
+        raise ModelError("has another type", where=name, value=column.dtype, expected="int64")
+
+
 def _shape(name: str, column: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(column.shape) != shape:
         raise ModelError(
             "has another shape", where=name, value=tuple(column.shape), expected=str(shape)
         )
-
-
-def _whole_numbers(name: str, column: Tensor, shape: tuple[int, ...]) -> None:
-    _shape(name, column, shape)
-    if column.dtype != torch.int64:
-        raise ModelError("has another type", where=name, value=column.dtype, expected="int64")
 
 
 def _refuse(name: str, problem: str, column: Tensor, wrong: Tensor, expected: str) -> None:

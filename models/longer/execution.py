@@ -57,13 +57,16 @@ class Execution:
                     expected="some of " + ", ".join(sorted(PARTS)),
                 )
 
+    def precision(self, part: Part, device: torch.device) -> torch.autocast:
+        """Return the context in which a part is computed on a device."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=part in self.half)
+
     def run(self, part: Part, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """Return ``function(*inputs)``, computed as the switches of ``part`` say.
 
         What comes back is float32 at least, whatever the part's precision.
         """
-        device = next(x.device.type for x in inputs if isinstance(x, Tensor))
-        with torch.autocast(device, torch.bfloat16, enabled=part in self.half):
+        with self.precision(part, next(x.device for x in inputs if isinstance(x, Tensor))):
             if part in self.recompute and torch.is_grad_enabled():
                 kept = _keep_attention if self.keep_attention else noop_context_fn
                 out: Tensor = checkpoint(function, *inputs, use_reentrant=False, context_fn=kept)

@@ -66,11 +66,17 @@ def merged_tokens(length: int, config: LongerConfig) -> int:
 
 
 def plan(
-    offsets: Tensor, config: LongerConfig, *, device: torch.device, num_globals: int | None = None
+    offsets: Tensor,
+    config: LongerConfig,
+    *,
+    device: torch.device,
+    num_globals: int | None = None,
+    first_position: int = 0,
 ) -> Layout:
     """Return the layout of histories ``offsets`` (B+1,), with ``num_globals`` globals each.
 
-    Reads the offsets on the host, which waits for the device they are on.
+    ``first_position`` is what a position counts from, where events continue a history. Reads the
+    offsets on the host, which waits for the device they are on.
     """
     m = config.num_globals if num_globals is None else num_globals
     bounds = offsets.to("cpu", torch.int64).numpy()
@@ -90,7 +96,7 @@ def plan(
         order=on_device(order),
         places=on_device(np.argsort(order, kind="stable")),
         events=on_device(events),
-        position=on_device(position),
+        position=on_device(position + first_position),
         slot=on_device(slot),
         merged=int(tokens.sum()),
         keys=on_device(keys),
