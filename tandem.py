@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import policies.cli
@@ -96,20 +99,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     exception is a fault of ours and keeps its traceback.
     """
     try:
-        return _run(argv)
+        with _terminating():
+            return _run(argv)
     except TandemError as error:
-        print(f"tandem: error: {error}", file=sys.stderr)
+        _complain(f"error: {error}")
         return error.exit_code
-    except KeyboardInterrupt:
-        print("tandem: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        _complain(f"interrupted: {error}" if str(error) else "interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         # Python flushes stdout once more on its way out, and would complain there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_GONE
     except OSError as error:
-        print(f"tandem: error: {error}", file=sys.stderr)
+        _complain(f"error: {error}")
         return TandemError.exit_code
+    except UnicodeEncodeError as error:
+        text = ascii(error.object[max(0, error.start - 20) : error.end + 20])
+        _complain(f"error: this locale ({error.encoding}) cannot write {text}; try PYTHONUTF8=1")
+        return TandemError.exit_code
+
+
+def _complain(text: str) -> None:
+    """Say it on stderr, in one line whatever is quoted in it."""
+    print("tandem: " + " ".join(text.split("\n")), file=sys.stderr)
+
+
+@contextmanager
+def _terminating() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that nothing half-written is left behind."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -128,7 +155,8 @@ def _run(argv: Sequence[str] | None) -> int:
         code: int = args.run(args)
         return code
     finally:
-        sys.stdout.flush()  # here, so that main() notices a reader who left
+        if sys.stdout is not None:  # it is None where a caller closed it
+            sys.stdout.flush()  # here, so that main() notices a reader who left
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ import argparse
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +114,25 @@ def interrupted(args: argparse.Namespace) -> int:
     raise KeyboardInterrupt
 
 
+def terminated(args: argparse.Namespace) -> int:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(10)
+    return 0
+
+
+def interrupted_with_something_left(args: argparse.Namespace) -> int:
+    raise KeyboardInterrupt("runs/a holds what was done by then")
+
+
+def several_lines(args: argparse.Namespace) -> int:
+    raise DataError("one line\nand another", file="a.parquet")
+
+
+def no_such_letter(args: argparse.Namespace) -> int:
+    "é".encode("ascii")
+    return 0
+
+
 def bad_data(args: argparse.Namespace) -> int:
     raise DataError("not a number", file="a.csv", row=3, column="gpus", value="x", expected="1")
 
@@ -130,6 +151,18 @@ def no_file(args: argparse.Namespace) -> int:
         (lambda args: 0, 0, ""),
         (lambda args: 1, 1, ""),
         (interrupted, 130, "tandem: interrupted\n"),
+        (terminated, 130, "tandem: interrupted\n"),
+        (
+            interrupted_with_something_left,
+            130,
+            "tandem: interrupted: runs/a holds what was done by then\n",
+        ),
+        (several_lines, 1, "tandem: error: a.parquet: one line and another\n"),
+        (
+            no_such_letter,
+            1,
+            "tandem: error: this locale (ascii) cannot write '\\xe9'; try PYTHONUTF8=1\n",
+        ),
         (
             bad_data,
             1,
@@ -149,6 +182,13 @@ def test_what_happens_becomes_one_line_and_a_code(
     monkeypatch.setattr(tandem, "build_parser", parser_with(handler))
     assert tandem.main(["run"]) == code
     assert capsys.readouterr().err == stderr
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_closed_stdout_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tandem, "build_parser", parser_with(lambda args: 0))
+    monkeypatch.setattr("sys.stdout", None)
+    assert tandem.main(["run"]) == 0
 
 
 @pytest.mark.parametrize(
