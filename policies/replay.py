@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
+from math import isnan
 from typing import Any, NamedTuple
 
 import pyarrow.compute as pc
@@ -80,9 +81,10 @@ def view_at(run: RunLog, at_s: float) -> LiveView:
 def explain_at(run: RunLog, job_id: str, at_s: float | None = None) -> tuple[float, Reason]:
     """Say why a job of a run waits (runs, is done) at a moment: (the moment, the reason).
 
-    Without ``at_s`` the moment is that of its submission, after the decision made then. Codes
-    beyond those of ``policies.reasons``: ``unsubmitted`` and ``rejected``. Raises
-    :class:`UsageError` for a job that the run does not have, and as :func:`view_at`.
+    Without ``at_s`` the moment is that of its submission, after the decision made then (or the end
+    of a log that ends before). Codes beyond those of ``policies.reasons``: ``unsubmitted`` and
+    ``rejected``. Raises :class:`UsageError` for a job that the run does not have, and as
+    :func:`view_at`.
     """
     replay = Replay(run)
     rank = replay.ranks.get(job_id)
@@ -95,7 +97,7 @@ def explain_at(run: RunLog, job_id: str, at_s: float | None = None) -> tuple[flo
             f"{run.path} has no job {job_id!r}; it has, for instance, {', '.join(near)}"
         )
     submit_s = float(replay.workload.table["submit_s"].iloc[rank])
-    moment_s = submit_s if at_s is None else at_s
+    moment_s = min(submit_s, replay.end_s) if at_s is None else at_s
     view = replay.until(moment_s)
     job = replay.jobs.get(rank)
     if job is not None:
@@ -106,6 +108,8 @@ def explain_at(run: RunLog, job_id: str, at_s: float | None = None) -> tuple[flo
             text=f"it is submitted at {submit_s:g} s",
             facts={"submit_s": submit_s},
         )
+    if isnan(replay.workload.table["duration_s"].iloc[rank]):
+        return moment_s, Reason(code="rejected", text="its run time is unknown")
     return moment_s, Reason(code="rejected", text="it fits nowhere on this cluster")
 
 
@@ -146,14 +150,13 @@ class Replay:
         checkpoints = record.get("checkpoints") or {}
         self.losses = Losses(checkpoints.get("every_s"), checkpoints.get("on_preempt", True))
         self.serving = [(1 << node.num_gpus) - 1 for node in self.spec.nodes]
+        self.end_s = float((record.get("span") or {}).get("end_s", "inf"))
         self.decide_s = float("inf")  # when the next decision is due to events so far
 
     def until(self, at_s: float) -> LiveView:
         """Replay all events up to and including ``at_s``."""
-        span = self.run.record.get("span") or {}
-        end_s = float(span.get("end_s", at_s))
-        if not at_s <= end_s:
-            raise UsageError(f"{at_s:g} s is after the end of the run ({end_s:g} s)")
+        if not at_s <= self.end_s:
+            raise UsageError(f"{at_s:g} s is after the end of the run ({self.end_s:g} s)")
         events = list(self._events(at_s))
         self.stays = self._stays(at_s)
         rejected = {e.rank for e in events if e.kind == "reject"}
@@ -167,7 +170,10 @@ class Replay:
                 if event.kind == "submit":
                     job = next(arrivals)
                     if event.rank not in rejected:
-                        assert job.rank == event.rank, "the log's order is not that of submission"
+                        if job.rank != event.rank:
+                            raise self._stray(
+                                "job_id", job.job_id, "events", "the order of submission"
+                            )
                         self.jobs[job.rank] = self.view.submit(job, self.estimate(job))
                 self._happen(event)
                 position += 1
@@ -270,6 +276,21 @@ class Replay:
 
     # Reading the tables
 
+    def _rank(self, job_id: str, table: str) -> int:
+        rank = self.ranks.get(job_id)
+        if rank is None:
+            raise self._stray("job_id", job_id, table, "jobs.parquet")
+        return rank
+
+    def _stray(self, column: str, value: str, table: str, where: str) -> DataError:
+        return DataError(
+            f"a {column} that {where} does not have",
+            file=self.run.path / f"{table}.parquet",
+            column=column,
+            value=value,
+            expected="tables of one run",
+        )
+
     def _events(self, at_s: float) -> Iterator[Event]:
         columns = self.run.arrow("events", ["time_s", "kind", "job_id", "node", "gpus"])
         columns = columns.filter(pc.less_equal(columns["time_s"], at_s))
@@ -277,7 +298,7 @@ class Replay:
         for time_s, kind, job_id, node, gpus in zip(
             *(column.to_pylist() for column in columns.columns), strict=True
         ):
-            rank = -1 if job_id is None else self.ranks[job_id]
+            rank = -1 if job_id is None else self._rank(job_id, "events")
             yield Event(time_s, kind, rank, nodes.get(node, -1), mask_of(gpus or ()))
 
     def _stays(self, at_s: float) -> dict[int, list[Stay]]:
@@ -290,7 +311,9 @@ class Replay:
         for job_id, name, gpus, milli, start_s, begin_s, end_s, rate, reason in zip(
             *(column.to_pylist() for column in columns.columns), strict=True
         ):
-            own = stays[self.ranks[job_id]]
+            own = stays[self._rank(job_id, "allocations")]
+            if name not in nodes:
+                raise self._stray("node", name, "allocations", "the cluster of run.json")
             share = (nodes[name], mask_of(gpus))
             last = own[-1] if own else None
             if (
@@ -308,10 +331,16 @@ class Replay:
 
 
 def model_of(recorded: dict[str, Any]) -> Model:
-    """Make the model of rates and costs again from a run's record."""
-    return Model(
-        costs=Costs(**recorded.get("costs", {})),
-        speeds=recorded.get("speeds", {}),
-        across_nodes=recorded.get("across_nodes", 1.0),
-        across_racks=recorded.get("across_racks", 1.0),
-    )
+    """Make the model of rates and costs again from a run's record.
+
+    Raises :class:`DataError` for fields that no model has.
+    """
+    try:
+        return Model(
+            costs=Costs(**recorded.get("costs", {})),
+            speeds=recorded.get("speeds", {}),
+            across_nodes=recorded.get("across_nodes", 1.0),
+            across_racks=recorded.get("across_racks", 1.0),
+        )
+    except (TypeError, AttributeError) as error:
+        raise DataError(f"the record of the model is damaged: {error}", column="model") from error

@@ -135,15 +135,7 @@ class RunTables:
 
 def read(run: RunLog, label: str | None = None) -> RunTables:
     """Read a run directory. Raises :class:`DataError` for tables that do not fit together."""
-    try:
-        spec = run.spec
-    except (KeyError, TypeError) as error:
-        raise DataError(
-            f"the record has no usable inventory: {error}",
-            file=run.path / "run.json",
-            column="cluster",
-            expected="cluster.nodes and cluster.links",
-        ) from error
+    spec = run.spec
     job_table = run.arrow("jobs", ("job_id", "user", "vc", "status", *_JOB_NUMBERS))
     held = run.arrow("allocations")
     types = list(spec.gpu_types)

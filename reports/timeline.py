@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from reports.files import writing
 from reports.series import Steps, series
 from reports.tables import MILLI, RunTables, device_events, read
-from traces.errors import UsageError
+from traces.errors import DataError, UsageError
 from traces.runlog import RunLog
 
 COUNTER_POINTS = 20_000
@@ -93,8 +93,21 @@ def _names(tables: RunTables) -> Iterator[Event]:
             yield meta("thread_sort_index", pid, gpu + 1, {"sort_index": gpu})
 
 
-def _processes(tables: RunTables) -> dict[str, int]:
-    return {node.name: i for i, node in enumerate(tables.log.spec.nodes, start=_CLUSTER + 1)}
+class _Processes(dict[str, int]):
+    """Process numbers of the nodes; one that the cluster lacks is a fault of the tables."""
+
+    def __init__(self, log: RunLog) -> None:
+        super().__init__((node.name, i) for i, node in enumerate(log.spec.nodes, _CLUSTER + 1))
+        self._path = log.path
+
+    def __missing__(self, node: str) -> int:
+        raise DataError(
+            "a node that the cluster of run.json does not have",
+            file=self._path,
+            column="node",
+            value=node,
+            expected="tables of one run",
+        )
 
 
 def _microseconds(time_s: float) -> int:
@@ -102,7 +115,7 @@ def _microseconds(time_s: float) -> int:
 
 
 def _slices(tables: RunTables, low_s: float, high_s: float) -> Iterator[Event]:
-    pid_of = _processes(tables)
+    pid_of = _Processes(tables.log)
     table = tables.log.arrow("allocations")
     inside = pc.and_(
         pc.less_equal(table["start_s"], min(high_s, 1e300)),
@@ -138,7 +151,7 @@ def _slices(tables: RunTables, low_s: float, high_s: float) -> Iterator[Event]:
 
 
 def _losses(tables: RunTables, low_s: float, high_s: float) -> Iterator[Event]:
-    pid_of = _processes(tables)
+    pid_of = _Processes(tables.log)
     for row in device_events(tables.log).itertuples():
         if low_s <= row.time_s <= high_s:
             yield {

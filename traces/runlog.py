@@ -153,6 +153,31 @@ def schema(table: str) -> pa.Schema:
     )
 
 
+# Fields of run.json that readers rely on, where they are there at all.
+_RECORD_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(
+        (
+            "policy",
+            "placement",
+            "cluster",
+            "workload",
+            "model",
+            "believed",
+            "checkpoints",
+            "span",
+            "counts",
+            "versions",
+        ),
+        (dict,),
+    ),
+    "seed": (int,),
+    "wall_s": (float, int),
+    "status": (str,),
+    "name": (str,),
+}
+_JSON_NAMES = {dict: "an object", int: "a whole number", float: "a number", str: "a text"}
+
+
 @dataclass(frozen=True, slots=True)
 class RunLog:
     """A run directory, read. Tables are read when asked for."""
@@ -181,6 +206,15 @@ class RunLog:
                 value=version,
                 expected=f"format_version {FORMAT_VERSION}",
             )
+        for name, kinds in _RECORD_TYPES.items():
+            if record.get(name) is not None and type(record[name]) not in kinds:
+                raise DataError(
+                    "damaged record",
+                    file=file,
+                    column=name,
+                    value=record[name],
+                    expected=_JSON_NAMES[kinds[0]],
+                )
         return cls(path, record)
 
     def arrow(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -211,5 +245,17 @@ class RunLog:
     @property
     def spec(self) -> ClusterSpec:
         """The inventory the run had."""
-        cluster = self.record["cluster"]
-        return ClusterSpec(tuple(Node(**n) for n in cluster["nodes"]), Links(**cluster["links"]))
+        cluster = self.record.get("cluster") or {}
+        try:
+            nodes = tuple(Node(**n) for n in cluster["nodes"])
+            return ClusterSpec(nodes, Links(**cluster["links"]))
+        except (
+            KeyError,
+            TypeError,
+        ) as error:  # a field that is missing, unknown or of another type
+            raise DataError(
+                f"the inventory in the record is damaged: {type(error).__name__}: {error}",
+                file=self.path / "run.json",
+                column="cluster",
+                expected="nodes and links as a run writes them",
+            ) from error
