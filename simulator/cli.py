@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from traces.cli import pairs
 from traces.errors import UsageError
 
 if TYPE_CHECKING:
@@ -155,17 +156,6 @@ def add_outage_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def pairs(items: list[str], option: str) -> dict[str, str]:
-    """Parse repeated NAME=VALUE arguments."""
-    parsed = {}
-    for item in items:
-        name, equals, value = item.partition("=")
-        if not equals or not name:
-            raise UsageError(f"{option} {item!r}: expected NAME=VALUE")
-        parsed[name] = value
-    return parsed
-
-
 def _numbers(items: list[str], option: str) -> dict[str, float]:
     numbers = {}
     for name, value in pairs(items, option).items():
@@ -217,6 +207,18 @@ def world(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def check_speeds(args: argparse.Namespace) -> None:
+    """Refuse a speed for a GPU type that the cluster lacks: it would change nothing."""
+    from traces import load_cluster
+    from traces.errors import did_you_mean
+
+    types = load_cluster(args.cluster).gpu_types if args.speed else ()
+    for gpu_type in _numbers(args.speed, "--speed"):
+        if gpu_type not in types:
+            near = did_you_mean(gpu_type, types)
+            raise UsageError(f"--speed {gpu_type}: the cluster has no such GPU type; {near}")
+
+
 def outages(args: argparse.Namespace) -> list[Source]:
     """Build the ``outages`` argument of ``simulate``."""
     from policies.registry import parse_params
@@ -227,8 +229,14 @@ def outages(args: argparse.Namespace) -> list[Source]:
     if args.outages:
         spec = load_cluster(args.cluster)
         sources += [read_outage_log(file, spec) for file in args.outages]
-    if args.failures:
-        sources.append(Mtbf(**parse_params(Mtbf, args.failures, "--failures")))
+    if args.failures is not None:
+        means = Mtbf(**parse_params(Mtbf, args.failures, "--failures"))
+        if means.node_mtbf_s is None and means.gpu_mtbf_s is None:
+            raise UsageError(
+                f"--failures {args.failures!r}: nothing ever fails;"
+                " expected node_mtbf_s or gpu_mtbf_s"
+            )
+        sources.append(means)
     for text in args.away:
         given = parse_params(Daily, text, "--away")
         missing = [n for n in ("nodes", "from_s", "to_s") if n not in given]
@@ -245,6 +253,7 @@ def _run(args: argparse.Namespace) -> int:
     name = args.name or _name(args)
     out = Path(args.out or f"runs/{name}")
     check_target(out, overwrite=args.overwrite)
+    check_speeds(args)
     with progress(name, args.quiet) as on_progress:
         result = simulate(
             load_trace(args),
@@ -266,15 +275,15 @@ def _run(args: argparse.Namespace) -> int:
     for why, count in result.record["rejected"].items():
         if count:
             print(f"tandem: {count} jobs were rejected ({why})", file=sys.stderr)
-    if not args.no_report:
-        args.tandem(["report", str(out), "--quiet"])
+    # What is left to do is told by other commands; the first that fails says so.
+    code = 0 if args.no_report else int(args.tandem(["report", str(out), "--quiet"]))
     if args.json:
-        return int(args.tandem(["metrics", str(out), "--json"]))
-    if not args.quiet:
-        args.tandem(["metrics", str(out)])
-        if not args.no_report:
+        code = code or int(args.tandem(["metrics", str(out), "--json"]))
+    elif not args.quiet:
+        code = code or int(args.tandem(["metrics", str(out)]))
+        if not args.no_report and not code:
             print(f"\nreport: {out / 'report.html'}")
-    return 0
+    return code
 
 
 def _name(args: argparse.Namespace) -> str:

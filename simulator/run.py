@@ -163,7 +163,7 @@ def simulate(
         record.update(_ending(driver, time.perf_counter() - began))
         log.finish(record, driver.outcomes.columns())
     if signals:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(*([] if path is None else [f"{path} holds what was done by then"]))
     return Result(_jobs_table(workload, driver), record, path, driver.complete)
 
 

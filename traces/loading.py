@@ -70,8 +70,12 @@ def load_cluster(text_or_path: str | os.PathLike[str]) -> ClusterSpec:
         or os.sep in text
         or text.lower().endswith(_INVENTORY_ENDINGS)
     )
-    if not is_file and not looks_like_file:
+    if not text or (not is_file and not looks_like_file):
         return ClusterSpec.parse(text)
+    if not is_file:
+        raise DataError(
+            "no such file", file=path, expected="an inventory, or a text such as 64x8:v100"
+        )
     head = read_head(path)
     if head.is_dir and "run.json" in head.names:
         from traces.runlog import RunLog  # noqa: PLC0415  (brings in pyarrow)

@@ -100,7 +100,10 @@ class RunWriter:
 
     def discard(self) -> None:
         """Remove everything written so far."""
-        self._close()
+        try:
+            self._close()
+        except OSError:  # a full disk: what could not be written is removed all the same
+            self._writers.clear()
         shutil.rmtree(self._dir, ignore_errors=True)
         self._done = True
 
@@ -180,10 +183,13 @@ class RunWriter:
             {"format_version": FORMAT_VERSION, **record}, indent=2, sort_keys=True, default=str
         )
         (self._dir / "run.json").write_text(text + "\n", encoding="utf-8")
+        check_target(
+            self.path, overwrite=self._overwrite
+        )  # others may have written there meanwhile
         if self._overwrite and self.path.exists():
             shutil.rmtree(self.path)
         elif self.path.exists():
-            self.path.rmdir()  # empty: checked when the run began
+            self.path.rmdir()  # empty
         self._dir.rename(self.path)
         self._done = True
 
