@@ -48,7 +48,8 @@ def publish(folder: str | Path, dense: Mapping[str, Tensor], tables: TableSet) -
 
     ``dense``: tensors by name, as of ``Module.state_dict()``, of the same step as ``tables``.
     Raises ModelError, with the versions as they were, if look-ups are waiting for a step, if a
-    dense value is not a tensor, or if the disk refuses.
+    dense value is not a tensor, or if the disk refuses (if only the last flush of the folder's name
+    fails, the version is there, and whole, but may not outlast a power cut).
     """
     folder = Path(folder)
     if tables.pending:
