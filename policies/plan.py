@@ -101,7 +101,9 @@ class Draft(Plan):
         """Plan to run a job that waits, or was stopped in this draft. False: no devices for it."""
         if not self.enough(job.shape):
             return False
-        allocation = self.view.placement.place(job.request, self.free)
+        view = self.view
+        free = view.free if self._scratch is None and not self._pending else self.free
+        allocation = view.placement.place(job.request, free)
         if allocation is None:
             return False
         self.put(job, allocation)

@@ -145,7 +145,10 @@ class Walk:
 
     def __init__(self, shapes: list[Shape], after: Entry | None = None) -> None:
         if after is None:
-            self._heap: list[tuple[Entry, Shape, int]] = [(s.waiting[0], s, 0) for s in shapes]
+            queues = ((s, s.waiting) for s in shapes)
+            self._heap: list[tuple[Entry, Shape, int]] = [
+                (q.items[q.head], s, 0) for s, q in queues
+            ]
         else:
             places = [(s, s.waiting.bisect_right(after)) for s in shapes]
             self._heap = [(s.waiting[i], s, i) for s, i in places if i < len(s.waiting)]
@@ -160,8 +163,10 @@ class Walk:
         if self._last:
             _, shape, position = heap[0]
             position += 1
-            if position < len(shape.waiting):
-                heapreplace(heap, (shape.waiting[position], shape, position))
+            queue = shape.waiting
+            place = queue.head + position
+            if place < len(queue.items):
+                heapreplace(heap, (queue.items[place], shape, position))
             else:
                 heappop(heap)
             self._last = False

@@ -163,4 +163,5 @@ class SimulatedCluster:
         stint: SimulatedStint = moment.subject
         del self._stints[stint.rank]
         stint.moment = None
-        self.listener.job_finished(stint.rank, stint)
+        assert self._listener is not None
+        self._listener.job_finished(stint.rank, stint)
