@@ -50,6 +50,7 @@ class Policy:
     which serves jobs in order of submission and never stops one.
 
     Class attributes: ``orders_running`` (keep running jobs sorted by ``running_order``),
+    ``orders_by_work`` (that order is the one by ``order`` only while the view is ``steady``),
     ``remembers`` (uses ``remember`` and ``changes_at``), ``needs_estimates`` (reads estimates of
     run time), ``learns`` (orders jobs by what ``learn`` makes of the sizes of finished ones),
     ``ahead`` (what is true of the jobs that go before another, for its reasons), ``interval_s``
@@ -58,6 +59,7 @@ class Policy:
 
     name: ClassVar[str] = ""
     orders_running: ClassVar[bool] = False
+    orders_by_work: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
     needs_estimates: ClassVar[bool] = False
     learns: ClassVar[bool] = False

@@ -42,6 +42,7 @@ class SubView(ClusterView):
         self.waiting = view.waiting if shapes is None else WaitingJobs.of(shapes)
         self.running = view.running if running is None else RunningJobs.of(running, view.running)
         self.finished = view.finished
+        self.steady = view.steady
         self._shapes = view._shapes
         self._due = view._due
         self._by_types = view._by_types

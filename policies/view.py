@@ -29,7 +29,8 @@ class ClusterView:
 
     ``now``: the instant, seconds. ``spec``: the inventory. ``free``: the free devices.
     ``waiting``, ``running``: the jobs, in the orders the policy declares. ``placement``: the
-    placement policy a draft asks. ``finished``: how many jobs have ended.
+    placement policy a draft asks. ``finished``: how many jobs have ended. ``steady``: so far every
+    job made progress from the instant it started, at rate 1.
     """
 
     def __init__(self, spec: ClusterSpec, policy: Policy, placement: PlacementPolicy) -> None:
@@ -45,6 +46,7 @@ class ClusterView:
         self._ordered = type(policy).order is not Policy.order
         self._remembers = policy.remembers
         self.finished = 0
+        self.steady = True
         self._shapes: dict[tuple[int, str | None], Shape] = {}
         self._due = DueTimes()
         self._by_types: dict[tuple[str, ...], tuple[int, ...]] = {}
@@ -113,6 +115,8 @@ class LiveView(ClusterView):
         job.rate = rate
         if job.first_start_s is None:
             job.first_start_s = now
+        if rate != 1.0 or begin_s != now:
+            self.steady = False
         self.free.take(allocation, job.request)
         self._run(job, "start")
 
@@ -131,6 +135,8 @@ class LiveView(ClusterView):
     def move(self, job: JobState, allocation: Allocation, begin_s: float, rate: float) -> None:
         """A running job that was released from its devices goes on on others at ``begin_s``."""
         job.migrations += 1
+        if rate != 1.0 or begin_s != self.now:
+            self.steady = False
         job.allocation = allocation
         job.begin_s = begin_s
         job.rate = rate

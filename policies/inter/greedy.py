@@ -91,7 +91,7 @@ class Tail:
         now, pool_of, order = view.now, view.free.pool_of, policy.order
         if len(view.free.pools) == 1:
             pool = None
-        if policy.orders_running:
+        if policy.orders_running and (view.steady or not policy.orders_by_work):
             jobs: Iterator[JobState] = reversed(view.running)
             entries: Iterable[Entry] = ((order(job, now), job.rank, job) for job in jobs)
         else:

@@ -55,11 +55,17 @@ class Sjf(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class Srtf(Policy):
-    """Shortest remaining time first, preemptive. ``estimates``: see ``policies.estimates``."""
+    """Shortest remaining time first, preemptive. ``estimates``: see ``policies.estimates``.
+
+    Time left is work left, in seconds on the GPUs asked for. Were it the time to the end, what a
+    start costs and a slow GPU would make a job that just started come later than while it waited,
+    and two jobs would preempt each other at every event.
+    """
 
     estimates: str = "true"
     name: ClassVar[str] = "srtf"
     orders_running: ClassVar[bool] = True
+    orders_by_work: ClassVar[bool] = True
     needs_estimates: ClassVar[bool] = True
     ahead: ClassVar[str] = "less time left"
 
@@ -70,11 +76,13 @@ class Srtf(Policy):
     def order(self, job: JobState, now: float) -> float:
         """Estimated time left; negative for a job that has outrun its estimate."""
         if job.running:
-            return job.finish_estimate_s() - now
+            if job.rate == 1.0 and now >= job.begin_s:
+                return job.finish_estimate_s() - now  # the same, rounded as running_order is
+            return job.estimate_s - job.progress_s(now)
         return job.estimate_s - job.done_s
 
     def running_order(self, job: JobState, now: float) -> float:
-        """Those that run keep the order of their expected ends."""
+        """Those that run keep the order of their expected ends, at the same rate."""
         return job.finish_estimate_s()
 
     def plan(self, view: ClusterView) -> Draft:

@@ -99,9 +99,10 @@ def check_books(log: MemoryLog, workload: Workload) -> None:
             assert load <= 1000
         assert load == 0
     spec = ClusterSpec.parse(CLUSTER)
+    jobs = list(workload.jobs())
     by_job: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for rank, allocation, start_s, _, end_s, _, _ in log.allocations:
-        request = workload.job(rank).request
+        request = jobs[rank].request
         assert allocation.num_gpus == request.num_gpus
         assert allocation.gpu_milli == request.gpu_milli
         assert allocation.num_nodes == 1 or not request.single_node
