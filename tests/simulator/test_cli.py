@@ -175,10 +175,10 @@ def test_all_the_options_at_once(here: Path, capsys: pytest.CaptureFixture[str])
     assert log.record["name"] == "all"
     assert log.record["model"]["speeds"] == {"v100": 2.0}
     assert log.record["model"]["costs"]["start_s"] == 1.0
-    # a: 1 s to start, 10 s at double speed; stopped at 1 s by b (5 s), which it delays by saving:
-    # b holds from 1 s, saves until 3 s, starts until 4 s, runs to 6.5 s; a starts anew for 1 s.
+    # a: 1 s to start, 10 s at double speed; stopped at 1 s by b, with nothing done and nothing to
+    # save. b starts until 2 s and runs 5 s at double speed; then a starts anew for 1 s.
     jobs = log.table("jobs").set_index("job_id")
-    assert jobs["finish_s"].to_dict() == {"a": 12.5, "b": 6.5}
+    assert jobs["finish_s"].to_dict() == {"a": 10.5, "b": 4.5}
     assert jobs["preemptions"].to_dict() == {"a": 1, "b": 0}
 
 
