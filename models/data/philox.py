@@ -34,6 +34,7 @@ class Stream(IntEnum):
     PAIR = 4
     PERMUTATION = 5
     NEGATIVE = 6
+    DROPOUT = 7
 
 
 def philox(
