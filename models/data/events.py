@@ -1,7 +1,7 @@
 """A log of events in memory: for each user, what they did, oldest first, in jagged arrays.
 
 Every loader ends here. What a loader leaves out it counts (:class:`Cleaning`); what it keeps is
-sorted by (user, time, item, action), so the order of a file's rows changes nothing.
+sorted by (user, time, item, category, action), so the order of a file's rows changes nothing.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def build_store(
         raise ModelError(
             "no event lies in the time window", where=source, expected=f"{first} to {last}"
         )
-    order = inside[np.lexsort((action[inside], item[inside], time_s[inside], user[inside]))]
+    keys = (action, category, item, time_s, user)
+    order = inside[np.lexsort([key[inside] for key in keys])]
     user, item, category = user[order], item[order], category[order]
     action, time_s = action[order], time_s[order]
     alike = np.ones(max(len(order) - 1, 0), dtype=bool)

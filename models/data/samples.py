@@ -64,7 +64,9 @@ class EventSamples:
         if rule not in ("recorded", "next"):
             raise ModelError("unknown rule", where="rule", value=rule, expected="recorded or next")
         if rule == "next" and negatives < 0:
-            raise ModelError("so many negatives", where="negatives", value=negatives)
+            raise ModelError(
+                "no such number", where="negatives", value=negatives, expected="0 or more"
+            )
         self.store = store
         self.rule = rule
         self.seed = seed
