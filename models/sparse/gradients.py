@@ -99,6 +99,19 @@ def tree_sum(
     sums (M, ...). Pure.
     """
     sums = values.clone()
+    place = _add_up(group, number, sums, block=block, size=size)
+    return place, sums.index_select(0, place)
+
+
+def _add_up(
+    group: Tensor,
+    number: Tensor,
+    sums: Tensor,
+    *,
+    block: tuple[int, int] | None = None,
+    size: int | None = None,
+) -> Tensor:
+    """``tree_sum`` in place: return the places of ``sums`` that hold what remains."""
     kept = torch.ones(len(group), dtype=torch.bool, device=group.device)
     live = torch.arange(len(group), device=group.device)
     height = int(number.max()).bit_length() if len(number) else 0
@@ -117,13 +130,13 @@ def tree_sum(
         # A node has at most two children, so no place is a left and a right one, or twice either.
         pair = right.nonzero().squeeze(1)
         left_place, right_place = live[pair], live[pair + 1]
-        sums[left_place] = sums[left_place] + sums[right_place]
+        pairs = sums.index_select(0, left_place) + sums.index_select(0, right_place)
+        sums.index_copy_(0, left_place, pairs)
         kept[right_place] = False
         still = torch.ones_like(live, dtype=torch.bool)
         still[pair + 1] = False
         live = live[still]
-    place = kept.nonzero().squeeze(1)
-    return place, sums[place]
+    return kept.nonzero().squeeze(1)
 
 
 def _in_company(group: Tensor) -> Tensor:
@@ -139,14 +152,15 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows_UD: Tensor, index: Unique) -> Tensor:  # noqa: N803
         ctx.index = index
-        return rows_UD[index.inverse]
+        return rows_UD.index_select(0, index.inverse)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None]:  # noqa: N803
         index = ctx.index
-        _, sums = tree_sum(index.group, index.ordinal, grad_ND[index.order])
-        return sums, None
+        sums = grad_ND.index_select(0, index.order)
+        place = _add_up(index.group, index.ordinal, sums)
+        return sums.index_select(0, place), None
 
 
 def gather(rows_UD: Tensor, index: Unique) -> Tensor:  # noqa: N803
@@ -177,6 +191,8 @@ def accumulate(
         sightings = torch.ones_like(ids)
     _check(ids, grads, order_key, sightings, block, num_ranks)
     ids, order_key, sightings = (c.to(grads.device) for c in (ids, order_key, sightings))
+    if bool((ids[1:] > ids[:-1]).all()):  # nothing to sum, and in order
+        return SparseGradient(ids=ids, order_key=order_key, grads=grads, sightings=sightings)
     by_key = torch.argsort(order_key, stable=True)
     order = by_key[torch.argsort(ids[by_key], stable=True)]
     ids, order_key = ids[order], order_key[order]
@@ -185,7 +201,9 @@ def accumulate(
         at = int(twice.nonzero()[0])
         pair = (int(ids[at]), int(order_key[at]))
         raise ModelError("two partial sums of one (id, order key)", value=pair, expected="one")
-    place, sums = tree_sum(ids, order_key, grads[order], block=block, size=num_ranks)
+    place, sums = tree_sum(
+        ids, order_key, grads.index_select(0, order), block=block, size=num_ranks
+    )
     _, seen = tree_sum(ids, order_key, sightings[order], block=block, size=num_ranks)
     return SparseGradient(ids=ids[place], order_key=order_key[place], grads=sums, sightings=seen)
 

@@ -44,8 +44,8 @@ class IdIndex:
         todo = torch.arange(len(ids), device=self.device)
         wanted = ids
         while len(todo):
-            entry = self._entry[place]
-            hit = (entry >= 0) & (self._key[place] == wanted)
+            key, entry = self._slot.index_select(0, place).unbind(1)
+            hit = (entry >= 0) & (key == wanted)
             found[todo[hit]] = entry[hit]
             on = ((entry >= 0) & ~hit).nonzero().squeeze(1)
             todo, wanted = todo[on], wanted[on]
@@ -70,19 +70,19 @@ class IdIndex:
 
     def _resize(self, places: int) -> None:
         self._places = places
-        self._key = torch.zeros(places, dtype=torch.int64, device=self.device)
-        self._entry = torch.full((places,), -1, dtype=torch.int64, device=self.device)
+        # Key and entry of a place lie side by side: one cache line per look. Entry -1: free.
+        self._slot = torch.full((places, 2), -1, dtype=torch.int64, device=self.device)
         self._insert(self.ids, torch.arange(self._count, device=self.device))
 
     def _insert(self, ids: Tensor, entries: Tensor) -> None:
         place = mix(ids) & (self._places - 1)
         while len(ids):
-            free = (self._entry[place] < 0).nonzero().squeeze(1)
+            free = (self._slot[place, 1] < 0).nonzero().squeeze(1)
             # Ids that want the same free place all write; whichever stays has it. Entries differ,
             # so reading back tells who, and the others go on past a place that is now taken.
-            self._entry[place[free]] = entries[free]
-            won = self._entry[place] == entries
-            self._key[place[won]] = ids[won]
+            self._slot[place[free], 1] = entries[free]
+            won = self._slot[place, 1] == entries
+            self._slot[place[won], 0] = ids[won]
             on = (~won).nonzero().squeeze(1)
             ids, entries = ids[on], entries[on]
             place = (place[on] + 1) & (self._places - 1)

@@ -127,7 +127,7 @@ class EmbeddingTable:
             return self._store.read(row)[:, : self.dim].clone()
         rows = self._initial(ids)
         at = known.nonzero().squeeze(1)
-        rows[at.to(self.device)] = self._store.read(row[at])[:, : self.dim]
+        rows.index_copy_(0, at.to(self.device), self._store.read(row[at])[:, : self.dim])
         return rows
 
     def _initial(self, ids: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ class EmbeddingTable:
         self._give_rows(entry)
         row = self._entries[2, entry]
         record = self._store.read(row)
-        grad = gradient.grads.to(self.device)[admitted.to(self.device)]
+        grad = gradient.grads.to(self.device).index_select(0, admitted.to(self.device))
         weight, state = self.optimizer.step(record[:, : self.dim], record[:, self.dim :], grad, lr)
         self._store.write(row, torch.cat((weight, state), dim=1))
 

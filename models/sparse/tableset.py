@@ -193,9 +193,9 @@ def _of_one_rank(parts: list[SparseGradient], rank: int) -> SparseGradient:
 
 
 def _check_finite(name: str, step: int, gradient: SparseGradient) -> None:
-    finite = torch.isfinite(gradient.grads).all(dim=1)
+    finite = torch.isfinite(gradient.grads)
     if not bool(finite.all()):
-        at = int((~finite).nonzero()[0])
+        at = int((~finite.all(dim=1)).nonzero()[0])
         raise ModelError(
             "gradient is not finite",
             where=f"table {name!r}, step {step}",

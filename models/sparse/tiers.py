@@ -182,21 +182,21 @@ class RowStore:
     def read(self, rows: Tensor) -> Tensor:
         """Return records (R, width) on the device; ``rows`` (R,) on the CPU."""
         if self._room[HOT] is None:
-            return self._memory[HOT].data[self._place[rows].to(self.device)]
+            return self._memory[HOT].data.index_select(0, self._place[rows].to(self.device))
         records = torch.empty((len(rows), self.width), device=self.device)
         for memory, at in self._by_tier(rows):
-            part = memory.data[self._place[rows[at]].to(memory.data.device)]
-            records[at.to(self.device)] = part.to(self.device)
+            part = memory.data.index_select(0, self._place[rows[at]].to(memory.data.device))
+            records.index_copy_(0, at.to(self.device), part.to(self.device))
         return records
 
     def write(self, rows: Tensor, records: Tensor) -> None:
         """Write records (R, width) where the rows lie; no row twice."""
         if self._room[HOT] is None:
-            self._memory[HOT].data[self._place[rows].to(self.device)] = records
+            self._memory[HOT].data.index_copy_(0, self._place[rows].to(self.device), records)
             return
         for memory, at in self._by_tier(rows):
-            part = records[at.to(records.device)].to(memory.data.device)
-            memory.data[self._place[rows[at]].to(memory.data.device)] = part
+            part = records.index_select(0, at.to(records.device)).to(memory.data.device)
+            memory.data.index_copy_(0, self._place[rows[at]].to(memory.data.device), part)
 
     def _by_tier(self, rows: Tensor) -> list[tuple[_Memory, Tensor]]:
         tier = self._tier[rows]

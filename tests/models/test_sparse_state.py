@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import struct
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,47 @@ def test_the_order_of_ids_in_a_state_is_canonical(tmp_path: Path) -> None:
     assert arrays["item/ids"].tolist() == [-(2**63), -3, 0, 2, 5, 2**62]
     assert arrays["item/admitted"].tolist() == [False, True, False, True, True, False]
     assert arrays["item/records"].shape == (3, 3 + 6)
+
+
+ON_ITS_OWN = """
+import sys
+import torch
+from models.sparse import EmbeddingTable, RowAdagrad, RowAdam, TableSet, Tiers, save_tables
+
+torch.set_num_threads(int(sys.argv[2]))
+draw = torch.Generator().manual_seed(1)
+sizes = torch.tensor([1e-3, 1e-5, 1e-7, 1e-8])
+tables = TableSet(
+    [
+        EmbeddingTable("a", 19, 5, optimizer=RowAdagrad(lr=0.1), tiers=Tiers(hot_rows=500)),
+        EmbeddingTable("b", 32, 5, optimizer=RowAdam(lr=0.1)),
+    ]
+)
+for step in range(4):
+    ids = torch.randint(0, 3000, (8_000,), generator=draw) // 3
+    for name, table in tables.tables.items():
+        rows = tables(name, ids)
+        whole = torch.randint(-(2**20), 2**20, rows.shape, generator=draw)
+        rows.backward(whole * sizes[torch.randint(0, 4, (len(ids), 1), generator=draw)])
+    tables.apply(step)
+save_tables(tables, sys.argv[1])
+"""
+
+
+def test_kernels_and_threads_do_not_change_a_bit(tmp_path: Path, repo: Path) -> None:
+    """Another CPU capability runs other kernels; another number of threads splits the work."""
+    digests = {}
+    for capability, threads in (("default", 1), ("", 2)):
+        more = {"ATEN_CPU_CAPABILITY": capability} if capability else {}
+        out = tmp_path / f"{capability}-{threads}"
+        subprocess.run(
+            [sys.executable, "-W", "error", "-c", ON_ITS_OWN, str(out), str(threads)],
+            cwd=repo,
+            env=os.environ | more,
+            check=True,
+        )
+        digests[capability, threads] = digest(out)
+    assert len(set(digests.values())) == 1, digests
 
 
 # --- damage ---------------------------------------------------------------------------------------

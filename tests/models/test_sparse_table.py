@@ -153,6 +153,7 @@ def test_initial_values_look_uniform_and_differ_by_seed_table_and_id() -> None:
     assert len(torch.unique(rows, dim=0)) == 20_000
 
 
+@settings(max_examples=40)
 @given(BATCHES, st.randoms(use_true_random=False))
 def test_the_order_of_insertion_shows_nowhere(batches: list[list[int]], shuffle: Any) -> None:
     ids = sorted({i for batch in batches for i in batch})
@@ -298,6 +299,7 @@ def test_several_lookups_of_a_step_are_one_update() -> None:
     assert state.count.tolist() == [1, 2, 1]
 
 
+@settings(max_examples=40)
 @given(BATCHES)
 def test_logical_workers_on_any_device_are_one_update(batches: list[list[int]]) -> None:
     """One process runs all ranks; or each rank is alone and the gradients meet in any order."""
