@@ -163,7 +163,7 @@ def _over_sizes(
     inner: Callable[[float], float],
 ) -> float:
     """E[g(S, integral of ``inner`` from 0 to S)], on a fine grid that is even in log size."""
-    grid = np.concatenate(([0.0], np.geomspace(1e-7, 1e4, 200_001)))
+    grid = np.concatenate(([0.0], np.geomspace(1e-7, 1e4, 50_001)))
     slope = np.array([inner(x) for x in grid])
     area = np.concatenate(([0.0], np.cumsum(np.diff(grid) * (slope[1:] + slope[:-1]) / 2)))
     value = np.array([of_size(x, a) for x, a in zip(grid, area, strict=True)])

@@ -50,13 +50,13 @@ def test_shortest_remaining_of_exponential_service_by_adaptive_quadrature() -> N
         return float(load * squares / (2 * left(x) ** 2) + quad(lambda t: 1 / left(t), 0, x)[0])
 
     mean = quad(lambda x: of_size(x) * exp(-x), 0, 60, limit=200)[0]
-    assert schrage_miller(load, exponential()) == pytest.approx(mean, rel=1e-6)
+    assert schrage_miller(load, exponential()) == pytest.approx(mean, rel=1e-5)
 
 
 @pytest.mark.parametrize("make", SERVICES)
 def test_partial_moments_against_draws(make: Callable[[], Service]) -> None:
     service = make()
-    drawn = service.draw(np.random.default_rng(1), 1_000_000)
+    drawn = service.draw(np.random.default_rng(1), 500_000)
     assert drawn.mean() == pytest.approx(1.0, rel=0.01)
     assert (drawn**2).mean() == pytest.approx(service.square, rel=0.05)
     for x in (0.3, 1.5, 4.0):
