@@ -56,7 +56,7 @@ class Flops:
 
     @property
     def layers(self) -> int:
-        """The cross layer and the self-causal layers, whole mask: what the paper's formulas count."""
+        """The cross and the self-causal layers, whole mask: what the paper's formulas count."""
         return self.cross_dense + self.cross_attention + self.self_dense + self.self_attention
 
     @property

@@ -85,7 +85,11 @@ class Longer(nn.Module):
 
     @torch.no_grad()
     def reset(self, seed: int) -> None:
-        """Draw all parameters anew: weights uniform in +-1/sqrt(inputs), tables N(0, 0.1^2)."""
+        """Draw all parameters anew.
+
+        Weights uniform in +-1/sqrt(inputs), biases 0; actions and ages N(0, 1), because what is
+        small beside the items' vectors is learnt late; positions and free tokens N(0, 0.1^2).
+        """
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -93,7 +97,8 @@ class Longer(nn.Module):
                 module.weight.uniform_(-bound, bound, generator=generator)
                 module.bias.zero_()
             elif isinstance(module, nn.Embedding):
-                module.weight.normal_(0, 0.1, generator=generator)
+                deviation = 0.1 if module is self.features.position else 1.0
+                module.weight.normal_(0, deviation, generator=generator)
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
         self.globals.cls.normal_(0, 0.1, generator=generator)
