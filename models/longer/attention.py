@@ -149,8 +149,12 @@ def attend(q_RHE: Tensor, k_RHE: Tensor, v_RHE: Tensor, segments: Segments) -> T
 
 
 def _variable_length_serves(rows: Tensor, segments: Segments) -> bool:
+    """The flash kernel's conditions: Ampere or later, half precision, heads of 8, 16, ... 256."""
+    if not rows.is_cuda or segments.plain is None or rows.shape[0] == 0:
+        return False
     half = rows.dtype in {torch.bfloat16, torch.float16}
-    return rows.is_cuda and half and segments.plain is not None and rows.shape[0] > 0
+    width = rows.shape[-1]
+    return half and width % 8 == 0 and width <= 256 and torch.cuda.get_device_capability()[0] >= 8
 
 
 def _attend_at_once(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
