@@ -42,7 +42,18 @@ CHECKS = (
     "pure", "repeatable", "valid", "honest", "reasons", "order of rows", "lone job", "finishes"
 )  # fmt: skip
 # What a policy's own code may raise; anything else is not its fault.
-FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+FAULTS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SystemExit,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,7 +68,10 @@ def naming_the_policy(view: ClusterView) -> Iterator[None]:
         yield
     except TandemError:
         raise
-    except Exception as error:  # a policy may raise anything; what is not its own goes on
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a policy may raise anything; what is not its own goes on
         fault = PolicyError.of(error, view)
         if fault is None:
             raise

@@ -83,9 +83,21 @@ def _make(text: str, kind: str, known: dict[str, str], base: type) -> object:
             raise UsageError(f"{kind} {text!r}: expected FILE.py:Class")
         name, _, rest = rest.partition(":")
         found = _from_file(Path(head), name, base, kind)
-    else:
-        found = _find(head, kind, known)
+        return _construct(found, parse_params(found, rest, f"{kind} {head!r}"), f"{kind} {text!r}")
+    found = _find(head, kind, known)
     return found(**parse_params(found, rest, f"{kind} {head!r}"))
+
+
+def _construct(cls: type, params: dict[str, Any], where: str) -> object:
+    """Make an object of a class that somebody wrote, and ask it what a run's record asks."""
+    try:
+        made = cls(**params)
+        _ = made.params(), list(made.says())
+    except UsageError:
+        raise
+    except Exception as error:  # the user's own code may raise anything; say where it came from
+        raise UsageError(f"{where}: cannot be made: {type(error).__name__}: {error}") from error
+    return made
 
 
 def _find(name: str, kind: str, known: dict[str, str]) -> type:
@@ -115,7 +127,7 @@ def _from_file(path: Path, name: str, base: type, kind: str) -> type:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's own code may raise anything; say where it came from
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything; say where
         del sys.modules[spec.name]
         raise UsageError(f"{kind} file {path}: {type(error).__name__}: {error}") from error
     classes = [
@@ -124,9 +136,8 @@ def _from_file(path: Path, name: str, base: type, kind: str) -> type:
         if isinstance(v, type) and issubclass(v, base) and v.__module__ == module.__name__
     ]
     if name not in classes:
-        raise UsageError(
-            f"{kind} file {path}: no {base.__name__} named {name!r}; {did_you_mean(name, classes)}"
-        )
+        near = did_you_mean(name, classes) if classes else f"it has no {base.__name__}"
+        raise UsageError(f"{kind} file {path}: no {base.__name__} named {name!r}; {near}")
     found: type = getattr(module, name)
     return found
 
@@ -152,7 +163,8 @@ def parse_params(cls: type, text: str, where: str) -> dict[str, Any]:
             nested.setdefault(outer, []).append(f"{parameter}={value.strip()}")
             continue
         if key not in known:
-            raise UsageError(f"{where} has no parameter {key!r}; {did_you_mean(key, known)}")
+            near = did_you_mean(key, known) if known else "it has none"
+            raise UsageError(f"{where} has no parameter {key!r}; {near}")
         values[key] = _convert(known[key], value.strip(), f"{where}: parameter {key}")
     for outer, parameters in nested.items():
         default = next(f.default for f in fields(cls) if f.name == outer)
