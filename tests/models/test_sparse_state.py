@@ -374,3 +374,13 @@ def test_dense_values_that_are_not_tensors_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="dense 'w': not a tensor"):
         publish(tmp_path, {"w": 1}, fresh())  # type: ignore[dict-item]
     assert versions(tmp_path) == []
+
+
+def test_the_example_of_the_page_runs(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (repo / "docs" / "models" / "sparse.md").read_text(encoding="utf-8")
+    example = page.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "sparse.md", "exec"), {})  # noqa: S102
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tables.bin", "versions"]
