@@ -116,7 +116,7 @@ def check_books(log: MemoryLog, workload: Workload) -> None:
 
 
 @given(jobs=rows(), policy=policies, placement=placements, world=worlds())
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_devices_gangs_and_work(
     jobs: list[Row], policy: str, placement: str, world: tuple[Model, Checkpoints]
 ) -> None:
