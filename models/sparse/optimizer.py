@@ -135,12 +135,6 @@ class RowAdam:
         return weight, torch.cat((m, v, power1, power2), dim=1)
 
 
-OPTIMIZERS: dict[str, type[RowAdagrad] | type[RowAdam]] = {
-    "RowAdagrad": RowAdagrad,
-    "RowAdam": RowAdam,
-}
-
-
 def _positive(where: str, **settings: float) -> None:
     for name, value in settings.items():
         if not 0 < value < float("inf"):

@@ -118,12 +118,15 @@ import torch
 from models.sparse import EmbeddingTable, RowAdagrad, RowAdam, TableSet, Tiers, save_tables
 
 torch.set_num_threads(int(sys.argv[2]))
+device = sys.argv[3]
+torch.use_deterministic_algorithms(True)
 draw = torch.Generator().manual_seed(1)
 sizes = torch.tensor([1e-3, 1e-5, 1e-7, 1e-8])
 tables = TableSet(
     [
-        EmbeddingTable("a", 19, 5, optimizer=RowAdagrad(lr=0.1), tiers=Tiers(hot_rows=500)),
-        EmbeddingTable("b", 32, 5, optimizer=RowAdam(lr=0.1)),
+        EmbeddingTable("a", 19, 5, optimizer=RowAdagrad(lr=0.1), tiers=Tiers(hot_rows=500),
+            device=device),
+        EmbeddingTable("b", 32, 5, optimizer=RowAdam(lr=0.1), device=device),
     ]
 )
 for step in range(4):
@@ -131,26 +134,31 @@ for step in range(4):
     for name, table in tables.tables.items():
         rows = tables(name, ids)
         whole = torch.randint(-(2**20), 2**20, rows.shape, generator=draw)
-        rows.backward(whole * sizes[torch.randint(0, 4, (len(ids), 1), generator=draw)])
+        whole = whole * sizes[torch.randint(0, 4, (len(ids), 1), generator=draw)]
+        rows.backward(whole.to(device))
     tables.apply(step)
 save_tables(tables, sys.argv[1])
 """
 
 
+def digest_on_its_own(out: Path, repo: Path, threads: int, device: str = "cpu", **more: str) -> str:
+    command = [sys.executable, "-W", "error", "-c", ON_ITS_OWN, str(out), str(threads), device]
+    subprocess.run(command, cwd=repo, env=os.environ | more, check=True)
+    return digest(out)
+
+
 def test_kernels_and_threads_do_not_change_a_bit(tmp_path: Path, repo: Path) -> None:
     """Another CPU capability runs other kernels; another number of threads splits the work."""
-    digests = {}
-    for capability, threads in (("default", 1), ("", 2)):
-        more = {"ATEN_CPU_CAPABILITY": capability} if capability else {}
-        out = tmp_path / f"{capability}-{threads}"
-        subprocess.run(
-            [sys.executable, "-W", "error", "-c", ON_ITS_OWN, str(out), str(threads)],
-            cwd=repo,
-            env=os.environ | more,
-            check=True,
-        )
-        digests[capability, threads] = digest(out)
-    assert len(set(digests.values())) == 1, digests
+    plain = digest_on_its_own(tmp_path / "a", repo, 1, ATEN_CPU_CAPABILITY="default")
+    assert plain == digest_on_its_own(tmp_path / "b", repo, 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_bits_of_the_cpu(tmp_path: Path, repo: Path) -> None:
+    more = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    gpu = [digest_on_its_own(tmp_path / n, repo, 1, "cuda", **more) for n in "ab"]
+    assert gpu == [digest_on_its_own(tmp_path / "c", repo, 1)] * 2
 
 
 # --- damage ---------------------------------------------------------------------------------------
