@@ -182,7 +182,7 @@ class _Examination:
         if not driver.complete:
             self.report(
                 check,
-                f"at {clock.now:g} s, a hundred times the work there was,"
+                f"at {clock.now:.12g} s, a hundred times the work there was,"
                 f" {len(driver.view.waiting)} jobs still wait",
             )
             return None
@@ -191,7 +191,7 @@ class _Examination:
     def _plan(self, plan: Callable[[ClusterView], Plan], view: ClusterView, closely: bool) -> Plan:
         self.decisions += 1
         if self.decisions > self._limit:
-            self.report("finishes", f"{DECISIONS} decisions at {view.now:g} s without an end")
+            self.report("finishes", f"{DECISIONS} decisions at {view.now:.12g} s without an end")
             raise Halt
         if not closely:
             return plan(view)
@@ -200,7 +200,9 @@ class _Examination:
         self._same(view, before, "plan")
         again = plan(view)
         if list(first.changes.items()) != list(again.changes.items()):
-            self.report("repeatable", f"at {view.now:g} s the same view gave {first}, then {again}")
+            self.report(
+                "repeatable", f"at {view.now:.12g} s the same view gave {first}, then {again}"
+            )
         self._honest(plan, view, first)
         if self.decisions % 3 == 0:
             self._reasons(view)
@@ -209,7 +211,7 @@ class _Examination:
 
     def _same(self, view: ClusterView, before: str, what: str) -> None:
         if fingerprint(view) != before:
-            self.report("pure", f"{what}() changed the view at {view.now:g} s")
+            self.report("pure", f"{what}() changed the view at {view.now:.12g} s")
             raise Halt
 
     def _honest(self, plan: Callable[[ClusterView], Plan], view: ClusterView, first: Plan) -> None:
@@ -226,13 +228,13 @@ class _Examination:
         if list(first.changes.items()) != list(other.changes.items()):
             self.report(
                 "honest",
-                f"at {view.now:g} s the plan depends on run times that a policy cannot know"
+                f"at {view.now:.12g} s the plan depends on run times that a policy cannot know"
                 " (read JobState.estimate_s, not job.duration_s)",
             )
         elif said != lied:
             self.report(
                 "honest",
-                f"at {view.now:g} s the order depends on run times that a policy cannot know",
+                f"at {view.now:.12g} s the order depends on run times that a policy cannot know",
             )
 
     def _order(self, job: JobState, now: float) -> str:
@@ -243,7 +245,7 @@ class _Examination:
         for job in list(view.waiting):
             reason = self.policy.explain(view, job)
             if not isinstance(reason, Reason) or not reason.code or not reason.text:
-                self.report("reasons", f"at {view.now:g} s {job} waits for {reason!r}")
+                self.report("reasons", f"at {view.now:.12g} s {job} waits for {reason!r}")
 
 
 def _watched(

@@ -133,5 +133,5 @@ def _explain(args: argparse.Namespace) -> int:
         }
         print(json.dumps(answer, indent=2, default=str))
     else:
-        print(f"{args.job} at {at_s:g} s: {reason.code}: {reason.text}")
+        print(f"{args.job} at {at_s:.12g} s: {reason.code}: {reason.text}")
     return 0

@@ -26,7 +26,7 @@ class PlanError(TandemError):
         self.fault = fault
         super().__init__(
             f"policy {policy.name or type(policy).__name__!r} returned an impossible plan at"
-            f" {view.now:g} s: job {job.job_id} ({job.request}): {fault}"
+            f" {view.now:.12g} s: job {job.job_id} ({job.request}): {fault}"
         )
 
 
@@ -38,7 +38,7 @@ class PolicyError(TandemError):
         self.time_s = now
         self.fault = fault
         super().__init__(
-            f"policy {policy.name or type(policy).__name__!r} failed at {now:g} s: {fault}"
+            f"policy {policy.name or type(policy).__name__!r} failed at {now:.12g} s: {fault}"
         )
 
     @classmethod
@@ -90,7 +90,7 @@ class StarvationError(TandemError):
         reason = policy.explain(view, first)
         super().__init__(
             f"policy {policy.name or type(policy).__name__!r} starves {self.waiting} waiting jobs"
-            f" at {view.now:g} s: nothing runs and nothing is to come; first in order is"
+            f" at {view.now:.12g} s: nothing runs and nothing is to come; first in order is"
             f" {first.job_id} ({first.request}): {reason.text}"
         )
 
@@ -103,6 +103,6 @@ class FutileError(TandemError):
         self.time_s = now
         super().__init__(
             f"job {job.job_id} ({job.request}) has lost its devices {times} times without keeping"
-            f" any new work, by {now:g} s: at this rate of failures it never ends; it needs more"
+            f" any new work, by {now:.12g} s: at this rate of failures it never ends; it needs more"
             " frequent checkpoints, or rarer failures"
         )

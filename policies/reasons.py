@@ -42,14 +42,14 @@ def explain(policy: Policy, view: ClusterView, job: JobState) -> Reason:
 def whereabouts(view: ClusterView, job: JobState) -> Reason | None:
     """The reason of a job that does not wait; None if it does."""
     if job.phase == DONE:
-        return Reason(code="done", text=f"it ended at {job.since_s:g} s")
+        return Reason(code="done", text=f"it ended at {job.since_s:.12g} s")
     if job.phase == RUNNING:
         assert job.allocation is not None
         names = [view.spec.nodes[node].name for node, _ in job.allocation.shares]
         where = names[0] if len(names) == 1 else f"{len(names)} nodes ({names[0]}, ...)"
         return Reason(
             code="running",
-            text=f"it runs on {where} since {job.since_s:g} s",
+            text=f"it runs on {where} since {job.since_s:.12g} s",
             facts={"since_s": job.since_s, "nodes": names},
         )
     return None
@@ -61,7 +61,7 @@ def _starting(policy: Policy, view: ClusterView) -> Reason:
         next_s = (view.now // interval + 1) * interval
         return Reason(
             code="round",
-            text=f"decisions are made every {interval:g} s; the next at {next_s:g} s starts it",
+            text=f"decisions are made every {interval:g} s; the next at {next_s:.12g} s starts it",
             facts={"next_s": next_s, "interval_s": interval},
         )
     return Reason(code="starting", text="the next decision starts it")
@@ -134,7 +134,7 @@ def _not_enough(policy: Policy, view: ClusterView, job: JobState, most: int, typ
     if when_s == math.inf:
         text += "; not enough even when all running jobs have ended"
     else:
-        text += f", {need - most} more at {when_s:g} s at the earliest"
+        text += f", {need - most} more at {when_s:.12g} s at the earliest"
     return Reason(code="not_enough_gpus", text=text, facts=facts)
 
 

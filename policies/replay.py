@@ -105,7 +105,7 @@ def explain_at(run: RunLog, job_id: str, at_s: float | None = None) -> tuple[flo
     if moment_s < submit_s:
         return moment_s, Reason(
             code="unsubmitted",
-            text=f"it is submitted at {submit_s:g} s",
+            text=f"it is submitted at {submit_s:.12g} s",
             facts={"submit_s": submit_s},
         )
     if isnan(replay.workload.table["duration_s"].iloc[rank]):
@@ -156,7 +156,7 @@ class Replay:
     def until(self, at_s: float) -> LiveView:
         """Replay all events up to and including ``at_s``."""
         if not at_s <= self.end_s:
-            raise UsageError(f"{at_s:g} s is after the end of the run ({self.end_s:g} s)")
+            raise UsageError(f"{at_s:.12g} s is after the end of the run ({self.end_s:.12g} s)")
         events = list(self._events(at_s))
         self.stays = self._stays(at_s)
         rejected = {e.rank for e in events if e.kind == "reject"}
@@ -259,7 +259,7 @@ class Replay:
         stays = self.stays[job.rank]
         if not stays:
             raise DataError(
-                f"job {job.job_id} starts at {self.view.now:g} s and holds nothing",
+                f"job {job.job_id} starts at {self.view.now:.12g} s and holds nothing",
                 file=self.run.path / "allocations.parquet",
                 expected="a row for every start in the events table",
             )

@@ -138,7 +138,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         name="gpu_hours_lost", topic="Cluster", unit="GPU h", better="lower",
-        meaning="progress thrown away by preemptions and failures",
+        meaning="progress thrown away by preemptions and failures, as work at rate 1",
         formula="sum of lost_gpu_s / 3600",
     ),
     Metric(

@@ -272,7 +272,7 @@ class Daily:
             if not 0.0 <= getattr(self, name) <= self.period_s:
                 raise UsageError(
                     f"timetable: {name} is {getattr(self, name)};"
-                    f" expected seconds of the period, 0 to {self.period_s:g}"
+                    f" expected seconds of the period, 0 to {self.period_s:.12g}"
                 )
         if self.from_s % self.period_s == self.to_s % self.period_s:
             raise UsageError("timetable: from_s and to_s are the same instant of the period")

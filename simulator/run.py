@@ -103,7 +103,7 @@ def simulate(
     without_place = _misfits(workload, spec, misfits)
     clock = Clock(_start_s(workload))
     if until_s is not None and not until_s >= clock.now:
-        raise UsageError(f"until is {until_s} s; expected {clock.now:g} s (the start) or later")
+        raise UsageError(f"until is {until_s} s; expected {clock.now:.12g} s (the start) or later")
     backend = SimulatedCluster(clock, spec, model, checkpoints)
     record = {
         "kind": "simulated",

@@ -86,7 +86,12 @@ JOB_OUTCOME_COLUMNS: tuple[LogColumn, ...] = (
     LogColumn(
         "overhead_gpu_s", FLOAT, "GPU s", "held without progress: start, restore, migration costs"
     ),
-    LogColumn("lost_gpu_s", FLOAT, "GPU s", "progress thrown away by preemptions and failures"),
+    LogColumn(
+        "lost_gpu_s",
+        FLOAT,
+        "GPU s",
+        "progress thrown away by preemptions and failures, as work at rate 1",
+    ),
     LogColumn("status", LABEL, "", "one of " + ", ".join(OUTCOMES)),
 )
 # The trace's own record of these two is kept beside the run's.

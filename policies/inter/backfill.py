@@ -105,10 +105,10 @@ def delaying(
 ) -> Reason:
     """The reason of a job that fits, but would take what is reserved for another."""
     left_s = job.remaining_s(view.now)
-    when = "" if reserved_s == INFINITY else f" at {reserved_s:g} s"
+    when = "" if reserved_s == INFINITY else f" at {reserved_s:.12g} s"
     return Reason(
         code="reserved",
-        text=f"it may take {left_s:g} s more and would delay {other.job_id} ({other.request}),"
+        text=f"it may take {left_s:.12g} s more and would delay {other.job_id} ({other.request}),"
         f" which has a reservation{when}; {reason.facts['ahead']} jobs are ahead of it",
         facts={
             **reason.facts,

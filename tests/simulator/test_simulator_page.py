@@ -73,19 +73,19 @@ def test_the_rate_on_the_page() -> None:
 
 
 def test_a_wrong_belief_changes_decisions_and_not_the_truth() -> None:
-    # Type b is twice as fast. At 5 s job 0 has done 10 s of its 20 and ends at 10 s; who believes
-    # in rate 1 expects it to end at 20 s, and lets job 1, of 8 s, go first.
+    # Type b is twice as fast. At 5 s job 0 has done 10 s of its 20, so less is left than the 12 s of
+    # job 1; who believes in rate 1 takes it for 15 s, and lets job 1 go first.
     workload = Workload.from_jobs(
         [
             {"job_id": "0", "submit_s": 0.0, "duration_s": 20.0, "num_gpus": 1},
-            {"job_id": "1", "submit_s": 5.0, "duration_s": 8.0, "num_gpus": 1},
+            {"job_id": "1", "submit_s": 5.0, "duration_s": 12.0, "num_gpus": 1},
         ]
     )
     fast = Model(speeds={"b": 2.0})
     knows = simulate(workload, "1x1:b", policy="srtf", model=fast).jobs
-    assert list(knows["finish_s"]) == [10, 14]
+    assert list(knows["finish_s"]) == [10, 16]
     wrong = simulate(workload, "1x1:b", policy="srtf", model=fast, believed=Model()).jobs
-    assert list(wrong["finish_s"]) == [14, 9]
+    assert list(wrong["finish_s"]) == [16, 11]
 
 
 def test_tables_of_equal_runs_are_equal_files(tmp_path: Path) -> None:
