@@ -49,7 +49,7 @@ class Baseline(nn.Module):
         """Return the operations of one forward pass over a history of ``length`` events.
 
         Counted as in ``models.longer.flops``. ``executed``: count what is computed here, which is
-        less where rows of the last layer that nobody reads are left out; the same otherwise.
+        less where rows that nobody reads or pairs that nobody sees are left out.
         """
         raise NotImplementedError
 

@@ -12,13 +12,16 @@ LONGER without merging.
 
 Leaves out: the time part of rab (ages are in every token), the interleaving of items and actions as
 tokens of their own (an action is part of its event's token), stochastic length, next-action and
-multi-task losses, and the fused kernel: all scores of neighbouring samples of equal length are held
-at once, so memory grows with the square of the length.
+multi-task losses, and the fused kernel: the scores of all pairs are kept for the backward pass, so
+memory grows with the square of the length (recompute the part "self", or take fewer samples).
 
 Shapes: R rows, b samples of equal length, N queries, S keys, H heads, E width of a head.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +35,9 @@ from models.longer.execution import Execution
 from models.longer.flops import Flops, sample_flops
 from models.longer.layout import Layout
 from models.longer.network import Head
+
+BLOCK = 256
+"""Queries whose scores are computed at once."""
 
 
 class HstuBlock(nn.Module):
@@ -79,17 +85,31 @@ class HstuBlock(nn.Module):
     def _pointwise(
         self, q: Tensor, k: Tensor, v: Tensor, part: Segment, mask: Tensor | None
     ) -> Tensor:
+        """Return A V (b N, d) of samples of equal length, some queries at a time."""
         shape = (part.samples, -1, self.heads, q.shape[1] // self.heads)
-        q, k, v = q.view(shape), k.view(shape), v.view(shape)
-        scores = torch.einsum("bnhe,bshe->bhns", q / q.shape[-1] ** 0.5, k)
-        # Queries are the last of the keys, so the distance of query i to key j is this.
-        stands = torch.arange(part.keys - part.queries, part.keys, device=q.device).unsqueeze(1)
-        distance = (stands - torch.arange(part.keys, device=q.device)).clamp(min=0)
-        scores = F.silu(scores + self.bias(distance).permute(2, 0, 1)) / (stands + 1)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, 0)
-        mixed = torch.einsum("bhns,bshe->bnhe", scores.to(v.dtype), v)
-        return mixed.reshape(-1, v.shape[2] * v.shape[3])
+        q, k, v = (rows.view(shape).transpose(1, 2) for rows in (q, k, v))  # (b, H, N or S, E)
+        q = q / math.sqrt(q.shape[-1])
+        mixed = []
+        for first, last, seen in blocks(part.queries, part.keys):
+            # Queries are the last of the keys, so this is where they stand.
+            stands = torch.arange(seen - (last - first), seen, device=q.device).unsqueeze(1)
+            distance = (stands - torch.arange(seen, device=q.device)).clamp(min=0)
+            scores = q[:, :, first:last] @ k[:, :, :seen].transpose(2, 3)  # (b, H, n, s)
+            weights = F.silu(scores + self.bias(distance).permute(2, 0, 1))
+            if mask is not None:
+                weights = weights.masked_fill_(~mask[first:last, :seen], 0)
+            mixed.append(weights.to(v.dtype) @ v[:, :, :seen] / (stands + 1))
+        return torch.cat(mixed, dim=2).transpose(1, 2).flatten(0, 1).flatten(1)
+
+
+def blocks(queries: int, keys: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (first, last, seen): queries ``first`` to ``last - 1`` see among the ``seen`` oldest.
+
+    Most of what a causal mask hides is so never computed.
+    """
+    for first in range(0, queries, BLOCK):
+        last = min(first + BLOCK, queries)
+        yield first, last, keys - queries + last
 
 
 class Hstu(Embedded):
@@ -125,14 +145,18 @@ class Hstu(Embedded):
     def sample_flops(self, length: int, *, executed: bool = False) -> Flops:
         """Return the operations of one sample, per layer 10 n d^2 + 4 n^2 d over n rows.
 
-        All layers are in ``self_*``. ``executed``: with the last layer pruned, if this network's
-        switches prune it.
+        All layers are in ``self_*``. ``executed``: the hidden pairs that are never computed do not
+        count, nor do the rows of a pruned last layer, if this network's switches prune it.
         """
         plain = sample_flops(self.config, length)
         d, m = self.config.d, self.config.num_globals
         n = min(length, self.config.max_length) + m
         pruned = executed and not self.execution.whole_last_layer
         layers = [n] * self.config.self_layers + [m if pruned else n]  # queries of each
+        if executed:
+            pairs = sum((b - a) * seen for rows in layers for a, b, seen in blocks(rows, n))
+        else:
+            pairs = sum(rows * n for rows in layers)
         return Flops(
             features=plain.features,
             inner=0,
@@ -140,7 +164,7 @@ class Hstu(Embedded):
             cross_attention=0,
             cross_visible=0,
             self_dense=sum(6 * rows * d * d + 4 * n * d * d for rows in layers),
-            self_attention=sum(4 * d * rows * n for rows in layers),
+            self_attention=4 * d * pairs,
             self_visible=sum(4 * d * (rows * (2 * n - rows + 1) // 2) for rows in layers),
             head=plain.head,
         )

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.baselines import BASELINES, find_baseline
+from models.baselines import BASELINES, find_baseline, hstu
 from models.baselines.contract import Baseline, unmerged
 from models.baselines.din import Din
 from models.baselines.embedded import Embedded
@@ -363,10 +363,12 @@ def test_pooling_is_what_its_source_says(case: str) -> None:
     assert torch.allclose(network(batch, tables), torch.cat(naive), rtol=0, atol=1e-12)
 
 
-def test_hstu_is_what_its_source_says() -> None:
+@pytest.mark.parametrize("block", [256, 3])
+def test_hstu_is_what_its_source_says(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hstu, "BLOCK", block)
     config = replace(CONFIG, self_layers=2, num_cls=2)
     network, tables = Hstu(config, seed=2).double(), Tables(config)
-    batch = make_batch([7, 0, 23, 1], config)
+    batch = make_batch([7, 0, 9, 1, 7], config)
     naive = []
     for i in range(len(batch)):
         tokens, globals_ = naive_parts(network, one(batch, i), tables)
@@ -496,6 +498,16 @@ def test_operations_of_a_whole_last_layer() -> None:
         assert pruned.flops([9, 4], executed=True).forward < pruned.flops([9, 4]).forward
     network = build("hstu", execution=Execution(whole_last_layer=True))
     assert counted(network, [9, 4]) == network.flops([9, 4]).forward
+
+
+def test_hidden_pairs_that_are_never_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hstu, "BLOCK", 4)
+    for whole in (True, False):
+        network = build("hstu", execution=Execution(whole_last_layer=whole))
+        executed = network.flops([9, 20], executed=True)
+        assert counted(network, [9, 20]) == executed.forward
+        assert executed.self_visible < executed.self_attention
+        assert executed.forward < network.flops([9, 20]).forward
 
 
 @pytest.mark.parametrize("case", CASES)
