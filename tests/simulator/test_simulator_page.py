@@ -73,8 +73,8 @@ def test_the_rate_on_the_page() -> None:
 
 
 def test_a_wrong_belief_changes_decisions_and_not_the_truth() -> None:
-    # Type b is twice as fast. At 5 s job 0 has done 10 s of its 20, so less is left than the 12 s of
-    # job 1; who believes in rate 1 takes it for 15 s, and lets job 1 go first.
+    # Type b is twice as fast. At 5 s job 0 has done 10 s of its 20, so less is left than the 12 s
+    # of job 1; who believes in rate 1 takes it for 15 s, and lets job 1 go first.
     workload = Workload.from_jobs(
         [
             {"job_id": "0", "submit_s": 0.0, "duration_s": 20.0, "num_gpus": 1},
