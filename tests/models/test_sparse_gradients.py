@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -51,6 +51,7 @@ def test_unique_sorts_by_id_then_position(ids: list[int], seed: int) -> None:
     assert index.counts.tolist() == [ids.count(i) for i in sorted(set(ids))]
 
 
+@settings(max_examples=50)
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=60), st.integers(0, 99))
 def test_duplicates_are_summed_along_the_tree(ids: list[int], seed: int) -> None:
     index = unique(torch.tensor(ids, dtype=torch.int64))
@@ -101,6 +102,7 @@ def leaves(seen: list[list[int]], seed: int) -> SparseGradient:
     )
 
 
+@settings(max_examples=50)
 @given(workers(), st.integers(0, 99), st.randoms(use_true_random=False))
 def test_any_mapping_of_ranks_to_devices_gives_the_same_bits(
     case: tuple[int, list[int], list[list[int]]], seed: int, shuffle: object

@@ -74,6 +74,7 @@ def same(one: TableState, other: TableState) -> bool:
 # --- ids ------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=50)
 @given(st.lists(st.lists(IDS, unique=True, max_size=80), max_size=5))
 def test_the_index_is_a_dictionary(calls: list[list[int]]) -> None:
     index, known = IdIndex(), dict[int, int]()
@@ -459,7 +460,7 @@ def test_a_step_without_gradients_still_evicts() -> None:
 SIZES = st.none() | st.integers(0, 8)
 
 
-@settings(max_examples=60)
+@settings(max_examples=50)
 @given(BATCHES, SIZES, SIZES, st.sampled_from([RowAdagrad(), RowAdam()]), optional)
 def test_no_size_of_any_tier_changes_a_bit(
     batches: list[list[int]],
