@@ -228,6 +228,25 @@ def test_a_cut_view_is_the_newest_end_of_the_whole() -> None:
     assert generator.batch([3], visible=0).lengths.tolist() == [0]
 
 
+def test_the_posterior_knows_only_what_is_visible() -> None:
+    """A history of exactly ``visible`` events looks like the newest part of a longer one."""
+    config = GeneratorConfig(length=8, categories=2, min_length=3, length_tail=0.0, decay=0.0)
+    generator = Generator(config, seed=8)
+    index = np.arange(3_000)
+    batch = generator.batch(index, visible=5)
+    row = torch.repeat_interleave(torch.arange(len(batch)), batch.lengths)
+    match = batch.category == batch.candidate_category[row]
+    signs = torch.where(match, 2 * batch.action - 1, 0)
+    total = torch.zeros(len(batch), dtype=torch.int64).index_add_(0, row, signs)
+    posterior = generator.posterior(index, visible=5)
+    levels: dict[tuple[bool, int], set[float]] = {}
+    for size, k, p in zip(batch.lengths.tolist(), total.tolist(), posterior.tolist(), strict=True):
+        levels.setdefault((size < 5, k), set()).add(p)
+    assert all(len(values) == 1 for values in levels.values())
+    # Fewer events at the same sum are surer of it: nothing is hidden.
+    assert min(levels[True, 2]) > min(levels[False, 2]) > 0.5
+
+
 def test_lengths_follow_their_law() -> None:
     config = replace(SMALL, min_length=2, length_tail=0.5)
     lengths = Generator(config, seed=1).batch(range(20_000)).lengths.numpy()
@@ -298,6 +317,10 @@ def test_cross_features_are_ids_of_what_they_cross() -> None:
         together = set(zip(other.tolist(), batch.candidate_category.tolist(), ids, strict=True))
         assert len(pairs) == len(set(ids)) == len(together)
     assert Generator(replace(SMALL, num_cross=0), seed=3).batch([1]).cross.shape == (1, 0)
+    # No event at all is not an event of category 0.
+    empty = Generator(SMALL, seed=3).batch(range(200), visible=0).cross[:, 1]
+    assert len(set(empty.tolist())) == 8
+    assert not set(empty.tolist()) & set(batch.cross[:, 1].tolist())
 
 
 @pytest.mark.parametrize(
