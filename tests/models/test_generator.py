@@ -74,7 +74,7 @@ def test_the_closed_form_at_the_published_setting() -> None:
     for visible, closed in ((64, 0.5), (128, 0.5971), (256, 0.6695), (512, 0.7633), (1024, 0.9004)):
         assert generator.bayes_auc(visible, exact=False) == pytest.approx(closed, abs=5e-5)
         assert generator.bayes_auc(visible) == pytest.approx(closed, abs=2e-3)
-    index = np.arange(4_000)
+    index = np.arange(2_000)
     label = generator.batch(index).label.numpy()
     for visible in (256, 1024):
         auc, sigma = auc_and_sigma(generator.posterior(index, visible=visible), label)
@@ -110,7 +110,7 @@ def test_the_exact_auc_by_counting_every_history() -> None:
         assert law.auc(visible) == pytest.approx(auc / (rate * (1 - rate)), abs=1e-6)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     categories=st.integers(1, 40),
     silent=st.integers(0, 30),
