@@ -1,7 +1,7 @@
 """A batch of samples: jagged histories, one candidate each.
 
 Nothing is padded. Events of sample ``b`` are ``offsets[b]:offsets[b + 1]`` of the event columns,
-in chronological order, oldest first (the reading of the paper's mask in ``docs/longer.md``). Ids
+in chronological order, oldest first (the reading of the mask in ``docs/models/longer.md``). Ids
 are raw 64-bit ids of embedding tables; what is embedded by the network itself (actions, ages) is
 not.
 """

@@ -23,7 +23,7 @@ class LongerConfig:
     ``num_cross``: categorical cross features of user and candidate. ``num_actions``: kinds of
     behaviour (page view, click, ...). ``age_buckets``: logarithmic buckets of the time between an
     event and the request. ``inner_layers``: transformer blocks inside a merge group (InnerTrans; 0:
-    plain concatenation). ``num_cls``: learnable global tokens. ``alignment``: the end of the history
+    plain concatenation). ``num_cls``: learnable global tokens. ``alignment``: the end of a history
     from which merge groups are counted, so that the incomplete group is at the other end;
     ``positions``: the end from which positions are. Widths are in floats. Raises ModelError for
     sizes that make no network.

@@ -87,13 +87,14 @@ class Longer(nn.Module):
     def reset(self, seed: int) -> None:
         """Draw all parameters anew.
 
-        Weights uniform in +-1/sqrt(inputs), biases 0; actions and ages N(0, 1), because what is
-        small beside the items' vectors is learnt late; positions and free tokens N(0, 0.1^2).
+        Weights uniform in +-sqrt(3 / inputs), so that rows keep their size from layer to layer, and
+        biases 0; actions and ages N(0, 1), because what is small beside the items' vectors is
+        learnt late; positions and free tokens N(0, 0.1^2).
         """
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                bound = 1 / math.sqrt(module.in_features)
+                bound = math.sqrt(3 / module.in_features)
                 module.weight.uniform_(-bound, bound, generator=generator)
                 module.bias.zero_()
             elif isinstance(module, nn.Embedding):

@@ -275,7 +275,7 @@ def test_it_learns_what_only_candidate_and_history_together_tell() -> None:
     network, tables = Longer(config), Tables(config)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     losses = []
-    for i in range(120):
+    for i in range(190):
         batch = make_batch([6] * 64, config, seed=i)
         kind = batch.candidate_category % 2
         newest = batch.action.view(64, 6)[:, -1]
