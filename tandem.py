@@ -20,10 +20,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+import models.cli
 import policies.cli
 import reports.cli
 import simulator.cli
 import traces.cli
+from models.errors import ModelError
 from traces.errors import TandemError, UsageError, did_you_mean
 
 INTERRUPTED = 130
@@ -76,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(tandem=main)
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
-    for room in (simulator.cli, reports.cli, policies.cli, traces.cli):
+    for room in (simulator.cli, reports.cli, policies.cli, models.cli, traces.cli):
         room.add_commands(commands)
     return parser
 
@@ -101,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _terminating():
             return _run(argv)
-    except TandemError as error:
+    except (TandemError, ModelError) as error:  # the workload knows nothing of the other rooms
         _complain(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt as error:

@@ -7,15 +7,19 @@ changes no number and is not in it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from models.baselines import BASELINES, find_baseline
+from models.baselines.contract import Baseline
 from models.config import TINY, LongerConfig
 from models.errors import ModelError
 from models.longer.execution import Execution
+from models.longer.flops import batch_flops
 from models.longer.network import Longer
 from models.sparse.evict import Eviction
 from models.sparse.optimizer import RowAdagrad, RowAdam
@@ -24,6 +28,7 @@ from models.sparse.tableset import TableSet
 from models.train.curriculum import Curriculum
 from models.train.step import DenseOptimizer, State
 
+NETWORKS = ("longer", *BASELINES)
 TABLES = ("item", "category", "user", "cross")
 
 
@@ -31,11 +36,14 @@ TABLES = ("item", "category", "user", "cross")
 class TrainConfig:
     """One run. Samples 0..train_samples-1 of the data are trained on, the next ones are held out.
 
+    ``network``: ``longer`` or a name of ``models.baselines.BASELINES``, built from ``model``.
     ``global_batch``: samples of a step over all ranks. ``ranks``: logical ranks, that is
-    micro-batches a step; part of the numbers, since sums are made per rank first. ``admit_after``
-    and ``eviction`` are those of every table. Raises ModelError for sizes out of range.
+    micro-batches a step; part of the numbers, since sums are made per rank first. ``admit_after``,
+    ``eviction`` and ``table_scale`` (of initial values) are those of every table. Raises
+    ModelError for sizes out of range.
     """
 
+    network: str = "longer"
     model: LongerConfig = TINY
     execution: Execution = field(default_factory=Execution)
     global_batch: int = 256
@@ -43,11 +51,19 @@ class TrainConfig:
     train_samples: int = 2**30
     dense: DenseOptimizer = field(default_factory=DenseOptimizer)
     sparse: RowAdagrad | RowAdam = field(default_factory=RowAdagrad)
+    table_scale: float | None = None
     admit_after: int = 1
     eviction: Eviction | None = None
     curriculum: Curriculum = field(default_factory=Curriculum)
 
     def __post_init__(self) -> None:
+        if self.network not in NETWORKS:
+            raise ModelError(
+                "no such network",
+                where="network",
+                value=self.network,
+                expected="one of " + ", ".join(NETWORKS),
+            )
         for name, most in (
             ("ranks", self.global_batch),
             ("global_batch", self.train_samples),
@@ -77,6 +93,7 @@ class TrainConfig:
                 getattr(self.model, f"{name}_dim"),
                 seed,
                 optimizer=self.sparse,
+                scale=self.table_scale,
                 admit_after=self.admit_after,
                 eviction=self.eviction,
                 device=device,
@@ -95,9 +112,32 @@ class TrainConfig:
         )
 
 
-def longer(config: TrainConfig, seed: int) -> nn.Module:
-    """Return the LONGER network of a run; a maker of networks for ``trainer.train``."""
-    return Longer(config.model, execution=config.execution, seed=seed)
+def build(config: TrainConfig, seed: int) -> nn.Module:
+    """Return the network of a run; a maker of networks for ``trainer.train``."""
+    if config.network == "longer":
+        return Longer(config.model, execution=config.execution, seed=seed)
+    made: nn.Module = find_baseline(config.network)(
+        config.model, execution=config.execution, seed=seed
+    )
+    return made
+
+
+def count(network: nn.Module, lengths: Sequence[int]) -> int:
+    """Return the operations of training on a batch of histories of these lengths, as executed.
+
+    Forward and backward pass, without recomputation; of LONGER's last layer the rows that are
+    computed. Raises ModelError for a network that is neither LONGER nor a baseline.
+    """
+    if isinstance(network, Longer):
+        whole = network.execution.whole_last_layer
+        return batch_flops(network.config, lengths, whole_last_layer=whole).training
+    if isinstance(network, Baseline):
+        return network.flops(lengths, executed=True).training
+    raise ModelError(
+        "its operations cannot be counted",
+        where=type(network).__name__,
+        expected="LONGER, a baseline, or a function that counts them",
+    )
 
 
 def _lists_for_tuples(value: Any) -> Any:

@@ -31,8 +31,8 @@ from models.batch import Batch
 from models.data.collate import Samples
 from models.data.sampler import Sampler
 from models.errors import ModelError
-from models.longer.flops import batch_flops, mfu
-from models.train.config import TrainConfig, longer
+from models.longer.flops import mfu
+from models.train.config import TrainConfig, build, count
 from models.train.evaluate import Evaluation, evaluate
 from models.train.interrupt import Interrupted, Interruption
 from models.train.log import Cell, Log
@@ -47,7 +47,7 @@ EVALUATION_COLUMNS = ("step", "visible", "samples", "auc", "auc_deviation", "log
 _FINGERPRINTED = 16
 
 Maker = Callable[[TrainConfig, int], nn.Module]
-Counter = Callable[[TrainConfig, Sequence[int]], int]
+Counter = Callable[[nn.Module, Sequence[int]], int]
 
 
 class TrainingData(Samples, Protocol):
@@ -117,12 +117,6 @@ class Habits:
             )
 
 
-def count_longer(config: TrainConfig, lengths: Sequence[int]) -> int:
-    """Return the operations of training on a batch of such histories: LONGER's, as executed."""
-    whole = config.execution.whole_last_layer
-    return batch_flops(config.model, lengths, whole_last_layer=whole).training
-
-
 def train(
     config: TrainConfig,
     data: TrainingData,
@@ -131,16 +125,17 @@ def train(
     seed: int,
     out: str | Path,
     resume: bool = False,
-    make: Maker = longer,
-    flops: Counter = count_longer,
+    make: Maker = build,
+    flops: Counter = count,
     habits: Habits | None = None,
     device: torch.device | str = "cpu",
 ) -> Trained:
     """Train until ``steps`` steps are done, and return the state.
 
     ``out``: the run's folder; without ``resume`` it must not hold a run, with it the run goes on
-    from its last checkpoint. ``make`` makes the network from (config, seed); ``flops`` counts a
-    batch for MFU. Torch's deterministic algorithms are switched on meanwhile.
+    from its last checkpoint. ``make`` makes the network from (config, seed); ``flops`` counts the
+    operations of training on histories of some lengths, for MFU. Torch's deterministic
+    algorithms are switched on meanwhile.
 
     Raises ModelError for data that has too few samples, a folder that holds a run or has none, a
     checkpoint of another run, and what a step may raise. Raises KeyboardInterrupt after a signal,
@@ -190,7 +185,7 @@ class _Run:
         self.identity: dict[str, Any] = {
             "config": config.to_json(),
             "data": fingerprint(data),
-            "network": f"{make.__module__}.{getattr(make, '__qualname__', repr(make))}",
+            "make": f"{make.__module__}.{getattr(make, '__qualname__', repr(make))}",
             "seed": state.seed,
         }
         self.evaluation: Evaluation | None = None
@@ -286,7 +281,7 @@ class _Run:
             "visible": visible,
             "lr_scale": self.config.dense.scale(number),
             "loss": loss,
-            "flops": self.flops(self.config, lengths),
+            "flops": self.flops(self.state.network, lengths),
         }
 
     def evaluate(self, signals: Interruption) -> None:
@@ -348,10 +343,10 @@ def _deterministic(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         # Read when cuBLAS is first used; without it, torch refuses deterministic products.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled()
-    warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)
+    before = torch.get_deterministic_debug_mode()
+    # Sets the same switch as use_deterministic_algorithms, without importing torch's compiler.
+    torch.set_deterministic_debug_mode("error")
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before, warn_only=warns)
+        torch.set_deterministic_debug_mode(before)

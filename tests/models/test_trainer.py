@@ -21,7 +21,7 @@ from models.errors import ModelError
 from models.longer.flops import sample_flops
 from models.longer.network import Longer
 from models.sparse.optimizer import RowAdagrad
-from models.train.config import TrainConfig, longer
+from models.train.config import NETWORKS, TrainConfig, build
 from models.train.evaluate import evaluate
 from models.train.state import checkpoints, load, path_of, save
 from models.train.step import DenseOptimizer, State
@@ -89,7 +89,7 @@ def test_stop_at_15_and_go_on_is_the_straight_run(straight: Trained, tmp_path: P
 def test_the_comparison_can_fail(straight: Trained, tmp_path: Path) -> None:
     # The same run, but for a state that forgets AdamW's second moment of one tensor at step 15.
     run(tmp_path / "r", steps=15)
-    state = CONFIG.state(longer(CONFIG, 3), 3)
+    state = CONFIG.state(build(CONFIG, 3), 3)
     folder = tmp_path / "r" / "checkpoints"
     identity = straight_identity(folder)
     load(state, folder, identity)
@@ -179,6 +179,17 @@ def test_mfu_is_a_share_of_the_peak(tmp_path: Path) -> None:
             assert float(row["samples_per_s"]) == progress.samples_per_s
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_trains_and_goes_on(tmp_path: Path, name: str) -> None:
+    config = replace(CONFIG, network=name, model=replace(CONFIG.model, heads=2))
+    habits = Habits(eval_samples=8)
+    whole = run(tmp_path / "a", steps=4, config=config, habits=habits)
+    run(tmp_path / "b", steps=2, config=config, habits=habits)
+    halves = run(tmp_path / "b", steps=4, config=config, habits=habits, resume=True)
+    assert differing(everything(whole.state), everything(halves.state)) == []
+    assert all(int(row["flops"]) > 0 for row in rows(whole.out, "steps.csv"))
+
+
 def test_a_loss_that_is_not_finite_names_its_step_and_keeps_the_run(tmp_path: Path) -> None:
     class Exploding(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
@@ -195,7 +206,9 @@ def test_a_loss_that_is_not_finite_names_its_step_and_keeps_the_run(tmp_path: Pa
 
     habits = Habits(eval_samples=0, save_every=5)
     with pytest.raises(ModelError, match="step 7, rank 0: the loss is not finite"):
-        run(tmp_path / "r", make=make, habits=habits)
+        run(tmp_path / "r", make=make, flops=lambda network, lengths: 0, habits=habits)
+    with pytest.raises(ModelError, match="Exploding: its operations cannot be counted"):
+        run(tmp_path / "other", make=make, habits=habits)
     assert checkpoints(tmp_path / "r" / "checkpoints") == [0, 5]
     assert len(rows(tmp_path / "r", "steps.csv")) == 7
 
@@ -218,7 +231,7 @@ def other_config(name: str, value: Any) -> Callable[[Path], Trained]:
         (other_config("model", replace(CONFIG.model, d=8)), "config.model.d:"),
         (
             lambda out: run(out, make=lambda c, s: Longer(c.model, seed=s), resume=True),
-            "network: the checkpoint is of another run",
+            "make: the checkpoint is of another run",
         ),
     ],
 )
@@ -247,7 +260,7 @@ def test_a_damaged_checkpoint_is_refused_and_changes_nothing(
         path.unlink()
     else:
         shutil.copy(path_of(folder, 15) / name, path)
-    state = CONFIG.state(longer(CONFIG, 0), 0)
+    state = CONFIG.state(build(CONFIG, 0), 0)
     before = everything(state)
     with pytest.raises(ModelError, match=r"\.bin"):
         load(state, folder, straight_identity(straight.out / "checkpoints"))
@@ -272,7 +285,7 @@ def test_a_failed_save_leaves_the_older_checkpoint(
     straight: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "checkpoints"
-    state = CONFIG.state(longer(CONFIG, 0), 0)
+    state = CONFIG.state(build(CONFIG, 0), 0)
     save(state, folder, {})
 
     def full(*args: object) -> None:
@@ -310,6 +323,7 @@ def test_a_damaged_table_is_refused(straight: Trained, tmp_path: Path) -> None:
         (lambda out: run(out, config=replace(CONFIG, train_samples=2**41)), "too few samples"),
         (lambda out: replace(CONFIG, ranks=13), "ranks: bad size"),
         (lambda out: replace(CONFIG, global_batch=101), "global_batch: bad size"),
+        (lambda out: replace(CONFIG, network="din2"), "network: no such network"),
         (lambda out: Habits(keep=0), "keep: bad setting"),
         (lambda out: Habits(peak_flops_per_s=0.0), "peak_flops_per_s: bad setting"),
     ],
