@@ -73,6 +73,9 @@ def _add_step_options(group: Any) -> None:
     group.add_argument("--ranks", type=int, default=1, metavar="N", help="micro-batches a step (1)")
     group.add_argument("--lr", type=float, default=3e-3, help="of AdamW (0.003)")
     group.add_argument("--table-lr", type=float, default=1e-2, help="of row-wise Adam (0.01)")
+    group.add_argument(
+        "--table-scale", type=float, default=1.0, help="rows begin uniform in +-this (1)"
+    )
     group.add_argument("--warmup", type=int, default=0, metavar="STEPS", help="(0)")
     for name, does in (("half", "compute in bfloat16"), ("recompute", "forget activations")):
         group.add_argument(
@@ -150,6 +153,7 @@ def _run_of(args: argparse.Namespace) -> tuple[TrainConfig, Generator]:
         ranks=args.ranks,
         dense=DenseOptimizer(lr=args.lr, warmup_steps=args.warmup),
         sparse=RowAdam(lr=args.table_lr),
+        table_scale=args.table_scale,
         curriculum=parse_curriculum(args.curriculum),
     )
     return config, Generator(generator, args.seed)

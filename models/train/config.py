@@ -51,7 +51,7 @@ class TrainConfig:
     train_samples: int = 2**30
     dense: DenseOptimizer = field(default_factory=DenseOptimizer)
     sparse: RowAdagrad | RowAdam = field(default_factory=RowAdagrad)
-    table_scale: float | None = None
+    table_scale: float = 1.0  # smaller rows find the match between candidate and history late
     admit_after: int = 1
     eviction: Eviction | None = None
     curriculum: Curriculum = field(default_factory=Curriculum)

@@ -16,11 +16,12 @@ import pytest
 import torch
 from torch import nn
 
-from models.data.generator import Generator
+from models.config import TINY
+from models.data.generator import Generator, GeneratorConfig
 from models.errors import ModelError
 from models.longer.flops import sample_flops
 from models.longer.network import Longer
-from models.sparse.optimizer import RowAdagrad
+from models.sparse.optimizer import RowAdagrad, RowAdam
 from models.train.config import NETWORKS, TrainConfig, build
 from models.train.evaluate import evaluate
 from models.train.state import checkpoints, load, path_of, save
@@ -349,3 +350,20 @@ def test_evaluation_leaves_the_state_alone(straight: Trained) -> None:
     assert found.logloss == pytest.approx(again.logloss, rel=1e-5)
     with pytest.raises(ModelError, match="nothing to evaluate"):
         evaluate(state.network, state.tables, DATA, [])
+
+
+@pytest.mark.slow
+def test_a_tiny_network_learns_most_of_what_there_is_to_learn(tmp_path: Path) -> None:
+    data = Generator(GeneratorConfig(length=16, categories=4, num_cross=0, num_users=1), seed=1)
+    best = data.bayes_auc(16)
+    model = replace(TINY, max_length=16, merge=2, d=16, num_cross=0)
+    config = TrainConfig(
+        model=model,
+        global_batch=128,
+        dense=DenseOptimizer(lr=5e-3, warmup_steps=20, decay_steps=800, final_scale=0.1),
+        sparse=RowAdam(lr=1e-2),
+    )
+    found = run(tmp_path / "r", steps=800, config=config, data=data, seed=0, habits=Habits())
+    assert found.evaluation is not None
+    assert found.evaluation.auc > 0.5 + 0.8 * (best - 0.5)
+    assert found.evaluation.auc < best + 3 * found.evaluation.auc_deviation
