@@ -59,6 +59,10 @@ class Clock(simpy.Environment):
         moment.callbacks = [call]  # type: ignore[list-item]
         heappush(self._queue, (self._now, kind, next(self._eid), moment))
 
+    def post(self, moment: Moment, time_s: float, kind: EventPriority) -> None:
+        """Schedule a moment that was made elsewhere."""
+        heappush(self._queue, (time_s, kind, next(self._eid), moment))
+
     def events(self) -> int:
         """Events scheduled so far."""
         return next(self._eid)  # uses one number up, which nobody misses

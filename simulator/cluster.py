@@ -41,19 +41,32 @@ class Checkpoints:
         return done_s // self.every_s * self.every_s
 
 
-class SimulatedStint:
-    """One stay of a job on its devices (see ``policies.contract.Stint``)."""
+class SimulatedStint(Moment):
+    """One stay of a job on its devices (see ``policies.contract.Stint``); the event of its end.
 
-    __slots__ = ("begin_s", "done_s", "lost_s", "moment", "rank", "rate", "saved_s")
+    ``saved_s``: work that a checkpoint holds whatever happens.
+    """
 
-    def __init__(self, rank: int, done_s: float, begin_s: float, rate: float) -> None:
+    def __init__(
+        self,
+        cluster: SimulatedCluster,
+        rank: int,
+        done_s: float,
+        begin_s: float,
+        rate: float,
+        saved_s: float,
+    ) -> None:
+        # Not through super(): a run makes one per start.
+        self.env = cluster.clock
+        self.callbacks = [cluster.finish]
+        self._value = None
+        self._ok = True
         self.rank = rank
         self.done_s = done_s
         self.begin_s = begin_s
         self.rate = rate
+        self.saved_s = saved_s
         self.lost_s = 0.0
-        self.saved_s = 0.0  # work that a checkpoint holds whatever happens
-        self.moment: Moment | None = None
 
 
 class SimulatedCluster:
@@ -130,11 +143,9 @@ class SimulatedCluster:
             ready_s = self._ready_s(allocation)
         begin_s = ready_s + cost_s
         rate = 1.0 if self._uniform else self.model.rate(allocation, self.spec)
-        stint = SimulatedStint(job.rank, done_s, begin_s, rate)
-        stint.saved_s = saved_s
+        stint = SimulatedStint(self, job.rank, done_s, begin_s, rate, saved_s)
         self._stints[job.rank] = stint
-        finish_s = begin_s + (job.job.duration_s - done_s) / rate
-        stint.moment = self.clock.at(finish_s, FINISH, self._finish, stint)
+        self.clock.post(stint, begin_s + (job.job.duration_s - done_s) / rate, FINISH)
 
     def _ready_s(self, allocation: Allocation) -> float:
         """When the last of these devices has saved what ran there before."""
@@ -150,18 +161,14 @@ class SimulatedCluster:
 
     def _close(self, job: JobState) -> SimulatedStint:
         stint = self._stints.pop(job.rank)
-        assert stint.moment is not None
-        stint.moment.cancel()
-        stint.moment.subject = None  # no cycle: what is done with goes at once
-        stint.moment = None
+        stint.cancel()
         now = self.clock.now
         if now > stint.begin_s:
             stint.done_s += (now - stint.begin_s) * stint.rate
         return stint
 
-    def _finish(self, moment: Moment) -> None:
-        stint: SimulatedStint = moment.subject
+    def finish(self, stint: SimulatedStint) -> None:
+        """A stay ends because the job's work is done (the clock calls this)."""
         del self._stints[stint.rank]
-        stint.moment = None
         assert self._listener is not None
         self._listener.job_finished(stint.rank, stint)

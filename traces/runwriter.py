@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from struct import Struct
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from traces.workload import Workload
 
 _FLUSH_ROWS = 131_072
+# Rows are packed as they come and read back as arrays in one piece: the hot loop makes no objects.
 _EVENT_ROW = np.dtype([("time_s", "f8"), ("kind", "i1"), ("rank", "i8")])
 _STAY_ROW = np.dtype(
     [
@@ -51,6 +53,9 @@ _STAY_ROW = np.dtype(
         ("reason", "i1"),
     ]
 )
+_pack_event = Struct("=dbq").pack
+_pack_stay = Struct("=qqhddddb").pack
+_FLUSH_EVENTS = _FLUSH_ROWS * _EVENT_ROW.itemsize
 
 
 class RunWriter:
@@ -80,9 +85,9 @@ class RunWriter:
         self._writers: dict[str, pq.ParquetWriter] = {}
         self._done = False
         self._gpu_lists: dict[int, tuple[int, ...]] = {}
-        self._events: list[tuple[float, int, int]] = []
+        self._events = bytearray()
         self._event_extra: dict[int, tuple[int, int, str | None]] = {}
-        self._stays: list[tuple[int, int, int, float, float, float, float, int]] = []
+        self._stays = bytearray()
         self._masks: list[int] = []  # of the stays; a node may have more GPUs than a word has bits
         self._samples: list[tuple[float, str, float, float, float, int, int, float]] = []
 
@@ -109,16 +114,16 @@ class RunWriter:
 
     def event(self, time_s: float, code: int, rank: int) -> None:
         """Record a job event; ``code`` from :data:`EVENT_CODE`, ``rank`` of the job."""
-        events = self._events
-        events.append((time_s, code, rank))
-        if len(events) >= _FLUSH_ROWS:
+        self._events += _pack_event(time_s, code, rank)
+        if len(self._events) >= _FLUSH_EVENTS:
             self._flush_events()
 
     def device_event(
         self, time_s: float, code: int, node: int, mask: int, detail: str | None = None
     ) -> None:
         """Record a device event on the GPUs in ``mask`` of node index ``node``."""
-        self._event_extra[len(self._events)] = (node, mask, detail)
+        row = len(self._events) // _EVENT_ROW.itemsize
+        self._event_extra[row] = (node, mask, detail)
         self.event(time_s, code, -1)
 
     def allocation(
@@ -132,10 +137,10 @@ class RunWriter:
         reason: int,
     ) -> None:
         """Record that a job held devices; ``reason`` is an index into :data:`END_REASONS`."""
-        stays, masks = self._stays, self._masks
-        milli = allocation.gpu_milli
-        for node, mask in allocation.shares:
-            stays.append((rank, node, milli, start_s, begin_s, end_s, rate, reason))
+        masks = self._masks
+        shares, milli = allocation
+        for node, mask in shares:
+            self._stays += _pack_stay(rank, node, milli, start_s, begin_s, end_s, rate, reason)
             masks.append(mask)
         if len(masks) >= _FLUSH_ROWS:
             self._flush_allocations()
@@ -225,11 +230,10 @@ class RunWriter:
         return [known[mask] for mask in masks]
 
     def _flush_events(self) -> None:
-        count = len(self._events)
-        if not count:
+        if not self._events:
             return
-        rows = np.array(self._events, dtype=_EVENT_ROW)
-        nodes, gpus, details = self._extra_columns(count)
+        rows = np.frombuffer(self._events, dtype=_EVENT_ROW)
+        nodes, gpus, details = self._extra_columns(len(rows))
         ranks = np.ascontiguousarray(rows["rank"])
         self._put(
             "events",
@@ -242,7 +246,7 @@ class RunWriter:
                 details,
             ],
         )
-        self._events = []
+        self._events = bytearray()
         self._event_extra = {}
 
     def _extra_columns(self, count: int) -> tuple[pa.Array, pa.Array, pa.Array]:
@@ -266,7 +270,7 @@ class RunWriter:
     def _flush_allocations(self) -> None:
         if not self._stays:
             return
-        rows = np.array(self._stays, dtype=_STAY_ROW)
+        rows = np.frombuffer(self._stays, dtype=_STAY_ROW)
         column = {name: np.ascontiguousarray(rows[name]) for name in _STAY_ROW.names or ()}
         nodes = pa.array(column["node"])
         self._put(
@@ -284,7 +288,7 @@ class RunWriter:
                 _labels(column["reason"], END_REASONS),
             ],
         )
-        self._stays, self._masks = [], []
+        self._stays, self._masks = bytearray(), []
 
     def _flush_samples(self) -> None:
         if not self._samples:
