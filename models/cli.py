@@ -10,7 +10,8 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,9 @@ def add_commands(subparsers: Any) -> None:
     )
     train.add_argument("--seed", type=int, default=0, metavar="N", help="of everything (0)")
     train.add_argument("--device", default="cpu", help="torch's name of it (cpu)")
+    train.add_argument(
+        "--threads", type=int, metavar="N", help="of the CPU (torch's choice; 1 suits small sizes)"
+    )
     train.add_argument("--json", action="store_true", help="print the result as JSON")
     train.add_argument("--quiet", action="store_true", help="no progress")
     _add_data_options(train.add_argument_group("samples"))
@@ -109,7 +113,7 @@ def _train(args: argparse.Namespace) -> int:
 
     config, data = _run_of(args)
     peak = None if args.peak_tflops is None else args.peak_tflops * 1e12
-    with _Bar(args.quiet) as on_step:
+    with _threads(args.threads), _Bar(args.quiet) as on_step:
         trained = train(
             config,
             data,
@@ -157,6 +161,21 @@ def _run_of(args: argparse.Namespace) -> tuple[TrainConfig, Generator]:
         curriculum=parse_curriculum(args.curriculum),
     )
     return config, Generator(generator, args.seed)
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    if number is not None:
+        if number < 1:
+            raise ModelError("no such number", where="threads", value=number, expected="1 or more")
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _device(name: str) -> str:

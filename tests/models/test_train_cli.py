@@ -45,6 +45,7 @@ def test_a_run_and_its_resumption(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--steps", "1", "--length", "0"], 1, "max_length: is no size"),
         (["--steps", "1", "--ranks", "17"], 1, "ranks: bad size (found 17); expected 1 to 16"),
         (["--steps", "1", "--peak-tflops", "-1"], 1, "peak_flops_per_s: bad setting"),
+        (["--steps", "1", "--threads", "0"], 1, "threads: no such number"),
         (["--steps", "1", "--seed", "-1"], 1, "the seed does not fit"),
         (["--steps", "1", "--preset", "tny"], 2, "did you mean 'tiny'?"),
         (["--steps", "1", "--network", "dim"], 2, "did you mean 'din'"),
