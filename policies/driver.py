@@ -25,13 +25,14 @@ from policies.books import (
     Outcomes,
     Recorder,
 )
-from policies.clock import ARRIVAL, DECIDE, END, SAMPLE, TIMER, Clock, Moment
+from policies.clock import ARRIVAL, DECIDE, END, TIMER, Clock, Moment
 from policies.contract import Backend, PlacementPolicy, Policy, Stint
 from policies.errors import FutileError, PlanError, PolicyError, StarvationError
 from policies.estimates import estimator
 from policies.feasible import fault_of
 from policies.model import Model
 from policies.plan import Plan
+from policies.sampling import Fragmented, samples
 from policies.state import RUNNING, WAITING, JobState
 from policies.view import LiveView
 from traces import Allocation, ClusterSpec, UsageError, Workload
@@ -43,14 +44,12 @@ LOST, RETURNED = EVENT_CODE["device_lost"], EVENT_CODE["device_returned"]
 END_FINISH, END_PREEMPT, END_MIGRATE, END_FAIL, END_OPEN = (
     END_REASONS.index(r) for r in ("finish", "preempt", "migrate", "fail", "open")
 )
-NAN = float("nan")
 # A round-based policy that starts nothing on an idle cluster for this many rounds is stuck.
 IDLE_ROUNDS = 10_000
 # A job stopped so often in a row without having got anywhere would never end.
 STOPS_IN_VAIN = 100_000
 # A job that fails so often without keeping more work than before is taken never to end.
 FAILURES_IN_VAIN = 1_000
-SAMPLES_PER_STEP = 4_000
 
 
 class Driver:
@@ -77,7 +76,7 @@ class Driver:
         seed: int = 0,
         infeasible: Collection[int] = (),
         sample_s: float | None = None,
-        fragmented: Callable[[LiveView], list[float]] | None = None,
+        fragmented: Fragmented | None = None,
         on_progress: Callable[[Driver], None] | None = None,
     ) -> None:
         self.clock = clock
@@ -132,7 +131,11 @@ class Driver:
             return
         self.clock.process(self._arrivals())
         if self._sample_s is not None:
-            self.clock.process(self._samples(self._sample_s))
+            first_s = float(self.workload.table["submit_s"].iloc[0])
+            log, measure = self.log, self._fragmented
+            self.clock.process(
+                samples(self.clock, self.view, log, measure, first_s, self._sample_s)
+            )
         if until_s is not None:
             self.clock.at(until_s, END, lambda _: self._end.succeed(False))
         self.complete = bool(self.clock.run(until=self._end))
@@ -418,34 +421,6 @@ class Driver:
             self.outcomes.service_gpu_s[rank] = job.attained_gpu_s(now)
             if job.running:
                 self._leave(job, self.backend.stop(job, failed=False), END_OPEN)
-
-    def _samples(self, every_s: float) -> Generator[Moment, Any, None]:
-        """Sample every so often; a run that goes on for long is sampled half as often each time."""
-        due_s = float(self.workload.table["submit_s"].iloc[0])
-        while True:
-            for _ in range(SAMPLES_PER_STEP):
-                yield self.clock.at(due_s, SAMPLE)
-                self._sample()
-                due_s += every_s
-            every_s *= 2
-
-    def _sample(self) -> None:
-        view = self.view
-        now = self.clock.now
-        wasted = (
-            self._fragmented(view) if self._fragmented is not None else [NAN] * len(view.free.pools)
-        )
-        for pool in view.free.pools:
-            self.log.sample(
-                now,
-                pool.gpu_type,
-                float(pool.capacity),
-                pool.capacity - pool.free - pool.share_milli / 1000,
-                wasted[pool.index],
-                len(view.running),
-                len(view.waiting),
-                view.waiting.gpus,
-            )
 
 
 def _round_at(time_s: float, interval_s: float) -> float:
