@@ -106,11 +106,18 @@ class Server:
         return RemoteFile(**values)  # type: ignore[arg-type]
 
 
+class QuietServer(http.server.ThreadingHTTPServer):
+    """Clients here hang up on purpose; that is no news for the test's output."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass
+
+
 @pytest.fixture
 def server() -> Iterator[Server]:
     script = Script()
     handler = type("Scripted", (Handler,), {"script": script})
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    httpd = QuietServer(("127.0.0.1", 0), handler)
     httpd.daemon_threads = True
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
