@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappush
-from typing import Any
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
 import simpy
 from simpy.events import EventPriority
@@ -53,6 +54,10 @@ class Moment(simpy.Event):
 
 class Clock(simpy.Environment):
     """Simulated time in seconds."""
+
+    # The present, as in SimPy, but read without a call into Python: it is asked for all the time.
+    if not TYPE_CHECKING:
+        now = property(attrgetter("_now"))
 
     def again(self, moment: Moment, kind: EventPriority, call: Callable[[Moment], object]) -> None:
         """Schedule a moment that has passed once more, at this instant."""

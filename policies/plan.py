@@ -8,6 +8,7 @@ the cluster until the driver has checked the plan.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from policies.state import RUNNING, JobState
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from policies.free import FreeGpus
     from policies.queues import Shape
     from policies.view import ClusterView
+
+
+_free = attrgetter("free")
 
 
 @dataclass(slots=True)
@@ -73,7 +77,7 @@ class Draft(Plan):
             self._counts = None
             return
         if self._counts is None:
-            self._counts = [pool.free for pool in self.view.free.pools]
+            self._counts = list(map(_free, self.view.free.pools))
         pool = self.view.free.pool_of[allocation.shares[0][0]]
         self._counts[pool] -= job.shape.num_gpus
         self._pending.append((allocation, job))

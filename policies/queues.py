@@ -111,10 +111,15 @@ class WaitingJobs:
         """Enter a job under its key."""
         shape = job.shape
         waiting = shape.waiting
-        if len(waiting.items) == waiting.head:
-            self.shapes.append(shape)
+        items = waiting.items
         job.entry = entry = (key, job.rank, job)
-        waiting.add(entry)
+        if len(items) == waiting.head:
+            self.shapes.append(shape)
+            items.append(entry)
+        elif items[-1] < entry:
+            items.append(entry)
+        else:
+            waiting.add(entry)
         self._count += 1
         self._milli += shape.milli
         if self._first is not None and entry < self._first:
@@ -145,9 +150,8 @@ class Walk:
 
     def __init__(self, shapes: list[Shape], after: Entry | None = None) -> None:
         if after is None:
-            queues = ((s, s.waiting) for s in shapes)
             self._heap: list[tuple[Entry, Shape, int]] = [
-                (q.items[q.head], s, 0) for s, q in queues
+                (s.waiting.items[s.waiting.head], s, 0) for s in shapes
             ]
         else:
             places = [(s, s.waiting.bisect_right(after)) for s in shapes]

@@ -100,7 +100,9 @@ class LiveView(ClusterView):
         state.lesson = self._lesson
         if self._remembers:
             state.memory = policy.remember(state, self.now, "submit")
-        self._wait(state)
+            self._wait(state)
+        else:
+            self.waiting.add(state, policy.order(state, self.now) if self._ordered else 0.0)
         return state
 
     def start(self, job: JobState, allocation: Allocation, begin_s: float, rate: float) -> None:

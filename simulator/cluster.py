@@ -84,7 +84,8 @@ class SimulatedCluster:
         self.model = model or Model()
         self.checkpoints = checkpoints or Checkpoints()
         self._uniform = self.model.uniform
-        self._gratis = not (self.model.costs.start_s or self.model.costs.restore_s)
+        costs = self.model.costs
+        self._plain = self._uniform and not (costs.start_s or costs.restore_s or costs.save_s)
         self._stints: dict[int, SimulatedStint] = {}
         self._done: dict[int, float] = {}  # work that jobs which wait again have kept
         self._saving: dict[tuple[int, int], float] = {}  # GPU -> when it has saved the last job
@@ -103,9 +104,14 @@ class SimulatedCluster:
 
     def start(self, job: JobState, allocation: Allocation) -> None:
         """Run a job on devices that are free."""
-        done_s = self._done.pop(job.rank, 0.0) if self._done else 0.0
-        cost_s = 0.0 if self._gratis else self.model.start_cost_s(job)
-        self._begin(job, allocation, done_s, done_s, cost_s)
+        rank = job.rank
+        done_s = self._done.pop(rank, 0.0) if self._done else 0.0
+        if self._plain:  # nothing to wait or pay for: a run starts most of its jobs this way
+            now = self.clock.now
+            stint = self._stints[rank] = SimulatedStint(self, rank, done_s, now, 1.0, done_s)
+            self.clock.post(stint, now + (job.job.duration_s - done_s), FINISH)
+            return
+        self._begin(job, allocation, done_s, done_s, self.model.start_cost_s(job))
 
     def stop(self, job: JobState, *, failed: bool) -> SimulatedStint:
         """Take a job off its devices; what it keeps is up to the checkpoint model."""

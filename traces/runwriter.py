@@ -55,7 +55,6 @@ _STAY_ROW = np.dtype(
 )
 _pack_event = Struct("=dbq").pack
 _pack_stay = Struct("=qqhddddb").pack
-_FLUSH_EVENTS = _FLUSH_ROWS * _EVENT_ROW.itemsize
 
 
 class RunWriter:
@@ -115,8 +114,6 @@ class RunWriter:
     def event(self, time_s: float, code: int, rank: int) -> None:
         """Record a job event; ``code`` from :data:`EVENT_CODE`, ``rank`` of the job."""
         self._events += _pack_event(time_s, code, rank)
-        if len(self._events) >= _FLUSH_EVENTS:
-            self._flush_events()
 
     def device_event(
         self, time_s: float, code: int, node: int, mask: int, detail: str | None = None
@@ -142,8 +139,9 @@ class RunWriter:
         for node, mask in shares:
             self._stays += _pack_stay(rank, node, milli, start_s, begin_s, end_s, rate, reason)
             masks.append(mask)
-        if len(masks) >= _FLUSH_ROWS:
+        if len(masks) >= _FLUSH_ROWS:  # events come a few to an allocation
             self._flush_allocations()
+            self._flush_events()
 
     def sample(
         self,

@@ -42,6 +42,13 @@ class Count(PlacementPolicy):
         count = request.num_gpus
         for pool in free.candidates(request) if request.gpu_types else free.pools:
             if pool.free >= count:
+                nodes = pool.nodes & ~pool.levels[0]
+                node = (nodes & -nodes).bit_length() - 1
+                mask = free.mask[node]
+                if mask.bit_count() == count:  # often the lowest node has just that
+                    return Allocation(((node, mask),))
+                if count == 1:
+                    return Allocation(((node, mask & -mask),))
                 return Allocation(take_lowest(pool, free, count))
         return None
 
