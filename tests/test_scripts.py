@@ -89,7 +89,7 @@ def test_a_machine_without_a_python_is_told_so(repo: Path, tmp_path: Path) -> No
 def test_every_declared_dependency_is_pinned_within_its_range(repo: Path) -> None:
     pinned = pins(repo)
     assert pinned["torch"] == "2.13.0"
-    for requirement in declared(repo, "train", "test", "dev"):
+    for requirement in declared(repo, "train", "serve", "test", "dev"):
         name = canonicalize_name(requirement.name)
         assert name in pinned, f"constraints.txt: {name} is missing"
         assert requirement.specifier.contains(pinned[name]), f"{requirement} is not {pinned[name]}"
@@ -97,7 +97,7 @@ def test_every_declared_dependency_is_pinned_within_its_range(repo: Path) -> Non
 
 def test_every_transitive_dependency_is_pinned(repo: Path) -> None:
     pinned = pins(repo)
-    todo = declared(repo, "train", "test", "dev")
+    todo = declared(repo, "train", "serve", "test", "dev")
     seen: set[str] = set()
     while todo:
         requirement = todo.pop()
