@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from traces.runwriter import RunWriter
     from traces.scale import offered_load, scale_to_load
     from traces.synthetic import generate
+    from traces.workermap import WorkerMap
     from traces.workload import Repair, Source, Workload
 else:
     __getattr__ = lazy_exports(
@@ -40,6 +41,7 @@ else:
             "RunWriter": "traces.runwriter",
             "scale_to_load": "traces.scale",
             "Source": "traces.workload",
+            "WorkerMap": "traces.workermap",
             "Workload": "traces.workload",
         },
     )
@@ -58,6 +60,7 @@ __all__ = [
     "Source",
     "TandemError",
     "UsageError",
+    "WorkerMap",
     "Workload",
     "generate",
     "load",
