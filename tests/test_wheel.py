@@ -74,7 +74,14 @@ def test_its_metadata_say_what_it_is(wheel: zipfile.ZipFile) -> None:
     assert metadata["Name"] == "tandem-lab"
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"train", "serve", "gpu", "ray", "test", "dev"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        "train",
+        "serve",
+        "gpu",
+        "ray",
+        "test",
+        "dev",
+    }
     required = [r for r in metadata.get_all("Requires-Dist", []) if "extra ==" not in r]
     assert not any(r.startswith(("torch", "ray", "nvidia")) for r in required)
     assert b"Apache License" in metadata_of(wheel, "licenses/LICENSE")
