@@ -1,0 +1,106 @@
+"""One policy, one workload, two worlds: the same plans in the same order.
+
+The simulator and a scripted world behind the wall clock run the same jobs under every registered
+policy. Rates are exact in both, so every plan must be equal, instant by instant.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from executor.clock import WallClock
+from policies import Clock, Driver, make_placement, make_policy
+from policies.contract import Backend
+from policies.model import Costs, Model
+from policies.plan import Plan
+from policies.registry import POLICIES
+from simulator.cluster import SimulatedCluster
+from tests.memorylog import MemoryLog
+from tests.parity.scripted import ScriptedWorld
+from traces import ClusterSpec, Workload
+
+CLUSTER = "2x4:a:1,2x2:b"
+WORKLOADS = 50
+# Half of the smaller type: a gang larger than its virtual cluster's quota never runs.
+MOST_GPUS = {"quota": 2}
+Decision = tuple[float, list[tuple[str, object]]]
+
+
+def drawn(seed: int, most: int = 8) -> Workload:
+    """Six to sixteen jobs of whole seconds, so that instants coincide often."""
+    rng = np.random.default_rng([2208, 14228, seed])
+    jobs = []
+    for i in range(int(rng.integers(6, 17))):
+        gpus = min(most, int(rng.choice([1, 1, 1, 2, 2, 4, 8])))
+        duration_s = int(rng.integers(1, 60))
+        row: dict[str, Any] = {
+            "job_id": f"j{i}",
+            "submit_s": int(rng.integers(0, 40)),
+            "duration_s": duration_s,
+            "estimate_s": duration_s + int(rng.integers(0, 20)),
+            "num_gpus": gpus,
+            "gpu_type": "a" if gpus > 4 else (None, "a", "b")[int(rng.integers(3))],
+            "vc": f"vc{int(rng.integers(2))}",
+        }
+        if row["gpu_type"] is None:
+            row["gpu_type"] = "a|b"
+        jobs.append(row)
+    return Workload.from_jobs(jobs)
+
+
+def plans(
+    policy: str, workload: Workload, model: Model, *, real: bool, late_s: float = 0.0
+) -> list[Decision]:
+    """Every plan that changed something, with its instant, in one of the two worlds."""
+    spec = ClusterSpec.parse(CLUSTER)
+    first_s = min(0.0, float(workload.table["submit_s"].iloc[0]))
+    clock: Clock
+    backend: Backend
+    if real:
+        world = ScriptedWorld(spec, model, first_s, late_s)
+        clock, backend = WallClock(world, first_s), world
+    else:
+        clock = Clock(first_s)
+        backend = SimulatedCluster(clock, spec, model)
+    driver = Driver(
+        clock=clock,
+        workload=workload,
+        spec=spec,
+        policy=make_policy(policy),
+        placement=make_placement("count"),
+        backend=backend,
+        log=MemoryLog(),
+        model=model,
+    )
+    decisions: list[Decision] = []
+    apply = driver._apply
+
+    def recorded(plan: Plan) -> None:
+        decisions.append((clock.now, [(j.job_id, a) for j, a in plan.changes.items()]))
+        apply(plan)
+
+    driver._apply = recorded  # type: ignore[method-assign]
+    driver.run()
+    assert driver.complete
+    assert driver.counts.finished == len(workload)
+    return decisions
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_two_worlds_decide_alike(policy: str) -> None:
+    models = (Model(), Model(costs=Costs(start_s=1.0, restore_s=2.0, migrate_s=1.0)))
+    for seed in range(WORKLOADS):
+        workload, model = drawn(seed, MOST_GPUS.get(policy, 8)), models[seed % 2]
+        simulated = plans(policy, workload, model, real=False)
+        real = plans(policy, workload, model, real=True)
+        assert real == simulated, f"workload {seed}"
+
+
+def test_a_world_that_lags_decides_otherwise() -> None:
+    """The comparison can fail: messages that come half a second late change the instants."""
+    workload = drawn(0)
+    simulated = plans("fifo", workload, Model(), real=False)
+    assert plans("fifo", workload, Model(), real=True, late_s=0.5) != simulated
