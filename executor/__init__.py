@@ -1,4 +1,5 @@
 """The real world: devices, worker processes, logical workers, deterministic reduction.
 
-Not built yet: it will run the driver of ``policies`` on wall time.
+In the making. Device lanes stand: ``executor.devices`` and ``executor.machine``. It will run the
+driver of ``policies`` on wall time.
 """
