@@ -14,7 +14,7 @@ from traces.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from traces.cluster import Allocation, ClusterSpec, Links, Node
-    from traces.job import Job, Request
+    from traces.job import Elastic, Job, Request
     from traces.loading import load, load_cluster
     from traces.runlog import RunLog
     from traces.runwriter import RunWriter
@@ -28,6 +28,7 @@ else:
         {
             "Allocation": "traces.cluster",
             "ClusterSpec": "traces.cluster",
+            "Elastic": "traces.job",
             "Job": "traces.job",
             "Links": "traces.cluster",
             "Node": "traces.cluster",
@@ -50,6 +51,7 @@ __all__ = [
     "Allocation",
     "ClusterSpec",
     "DataError",
+    "Elastic",
     "Job",
     "Links",
     "Node",

@@ -41,13 +41,43 @@ class Request:
         return self.num_gpus * self.gpu_milli / WHOLE_GPU_MILLI
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elastic:
+    """How an elastic job may be run, and what its rate depends on (EasyScale, SC'23, section 3).
+
+    ``num_workers`` logical workers for life (the paper's maxP), on ``max(min_gpus, 1)`` to
+    ``max_gpus`` GPUs while it runs; ``min_gpus`` (the paper's minP) are guaranteed, 0: none.
+    A job that ``mixes_types`` (determinism level D2) may use every type that its profile knows,
+    several at once; another runs on one type at a time, of those its request allows.
+    ``model`` and ``batch_size`` (samples per logical worker and step) name its row of a profile;
+    ``total_steps`` global steps are its work. Rate 1 is ``num_workers`` GPUs of ``preferred_type``
+    with one logical worker each.
+    """
+
+    num_workers: int
+    max_gpus: int
+    min_gpus: int = 0
+    mixes_types: bool = False
+    model: str | None = None
+    batch_size: int | None = None
+    total_steps: float | None = None
+    preferred_type: str | None = None
+
+    @property
+    def least_gpus(self) -> int:
+        """The fewest GPUs it can run on."""
+        return max(self.min_gpus, 1)
+
+
 class Job(NamedTuple):
     """One job of a workload (a named tuple: a run makes one per row of its trace).
 
     ``rank`` is its place in the total order by (``submit_s``, ``job_id`` in natural order): the
     last tie-break of every decision. ``duration_s`` is the work: seconds of running on the
     requested GPUs at rate 1. It is the world's truth; a policy reads ``JobState.estimate_s``
-    instead. ``user_estimate_s`` is what the user said beforehand, or None.
+    instead. ``user_estimate_s`` is what the user said beforehand, or None. ``elastic`` is None for
+    a rigid job: it runs on all of ``request`` or not at all. An elastic job's request is the gang
+    that a policy for rigid jobs runs it as.
     """
 
     rank: int
@@ -60,3 +90,4 @@ class Job(NamedTuple):
     vc: str | None = None
     kind: str = "training"
     priority: str | None = None
+    elastic: Elastic | None = None

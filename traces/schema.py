@@ -82,6 +82,9 @@ JOB_COLUMNS: tuple[Column, ...] = (
     Column(
         "total_steps", "float", "steps", True, "work in global steps, where the trace counts it so"
     ),
+    Column("min_gpus", "int", "GPUs", True, "GPUs guaranteed to an elastic job (minP); null: 0"),
+    Column("max_gpus", "int", "GPUs", True, "most GPUs an elastic job may use; null: rigid"),
+    Column("mixes_types", "bool", "", False, "elastic job that may mix GPU types (D2)"),
     Column(
         "left_censored", "bool", "", False, "it began before the trace did: submit_s is a bound"
     ),
@@ -103,6 +106,7 @@ JOB_DEFAULTS: dict[str, object] = {
     "single_node": False,
     "kind": "training",
     "status": "unknown",
+    "mixes_types": False,
     "left_censored": False,
     "right_censored": False,
 }

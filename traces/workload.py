@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from traces.errors import DataError
-from traces.job import Job, Request
+from traces.job import Elastic, Job, Request
 from traces.schema import JOB_COLUMNS, JOB_DEFAULTS, KINDS, PANDAS_DTYPE, STATUSES
 
 _DIGITS = re.compile(r"([0-9]+)")
 _CHUNK = 65_536
+ELASTIC_COLUMNS = ("min_gpus", "max_gpus", "mixes_types")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +106,7 @@ class Workload:
                 _optional(part["vc"]),
                 part["kind"].tolist(),
                 _optional(part["priority"]),
+                _elastic(part),
             )
             yield from map(Job._make, zip(*columns, strict=True))
 
@@ -121,6 +123,8 @@ class Workload:
         """SHA-256 over the canonical content, independent of the file's row order."""
         digest = hashlib.sha256()
         for column in JOB_COLUMNS:
+            if column.name in ELASTIC_COLUMNS and not self.elastic:
+                continue  # a rigid workload is what it was before there were elastic ones
             values = self.table[column.name]
             digest.update(column.name.encode())
             if values.isna().all():
@@ -129,9 +133,39 @@ class Workload:
             digest.update(pd.util.hash_pandas_object(values, index=False).to_numpy().tobytes())
         return digest.hexdigest()
 
+    @property
+    def elastic(self) -> bool:
+        """Whether any job is elastic."""
+        return bool(self.table["max_gpus"].notna().any())
+
     def head(self, count: int) -> Workload:
         """Return the first ``count`` jobs by submission, times kept."""
         return Workload(self.table.head(count), self.source)
+
+
+def _elastic(part: pd.DataFrame) -> list[Elastic | None]:
+    """The elastic side of some jobs, None for rigid ones."""
+    found: list[Elastic | None] = [None] * len(part)
+    which = np.flatnonzero(part["max_gpus"].notna().to_numpy())
+    if not len(which):
+        return found
+    names = ["num_workers", "max_gpus", "min_gpus", "mixes_types", "model", "batch_size"]
+    rows = part.iloc[which]
+    columns = [_optional(rows[name]) for name in (*names, "total_steps", "gpu_type")]
+    for at, workers, most, least, mixes, model, batch, steps, types in zip(
+        which.tolist(), *columns, strict=True
+    ):
+        found[at] = Elastic(
+            num_workers=int(workers),
+            max_gpus=int(most),
+            min_gpus=int(least or 0),
+            mixes_types=bool(mixes),
+            model=None if model is None else str(model),
+            batch_size=None if batch is None else int(batch),
+            total_steps=None if steps is None else float(steps),
+            preferred_type=None if types is None else str(types).split("|", 1)[0],
+        )
+    return found
 
 
 def _optional(series: pd.Series) -> list[object | None]:
@@ -221,10 +255,27 @@ def _check_values(table: pd.DataFrame, where: object) -> None:
         "gpu_milli",
         "1000 for jobs of more than one GPU: shares are for one-GPU jobs",
     )
+    _check_elastic(table, refuse)
     refuse(~table["status"].isin(STATUSES), "status", "one of " + ", ".join(STATUSES))
     refuse(~table["kind"].isin(KINDS), "kind", "one of " + ", ".join(KINDS))
     if "job_id" in table:
         refuse(table["job_id"].duplicated(), "job_id", "each id once")
+
+
+def _check_elastic(table: pd.DataFrame, refuse: Callable[[pd.Series, str, str], None]) -> None:
+    least, most, workers = table["min_gpus"], table["max_gpus"], table["num_workers"]
+    elastic = most.notna()
+    refuse(least.notna() & ~elastic, "min_gpus", "none without max_gpus: the job is rigid")
+    refuse(table["mixes_types"] & ~elastic, "mixes_types", "false without max_gpus: it is rigid")
+    refuse(elastic & workers.isna(), "num_workers", "the logical workers of an elastic job")
+    refuse(elastic & (workers < 1), "num_workers", "1 or more for an elastic job")
+    refuse(elastic & (most < 1), "max_gpus", "1 or more")
+    refuse(elastic & (most > workers), "max_gpus", "at most num_workers: a GPU holds at least one")
+    refuse(elastic & (least < 0), "min_gpus", "0 or more")
+    refuse(elastic & (least > most), "min_gpus", "at most max_gpus")
+    gangs = (table["num_gpus"] >= least.fillna(1).clip(lower=1)) & (table["num_gpus"] <= most)
+    refuse(elastic & ~gangs, "num_gpus", "from min_gpus (at least 1) to max_gpus, if elastic")
+    refuse(elastic & (table["gpu_milli"] < 1000), "gpu_milli", "1000 for an elastic job")
 
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:

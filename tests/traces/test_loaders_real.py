@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from traces import Workload, load
-from traces.formats.easyscale import read_mixing
+from traces import Elastic, Workload, load
 
 
 @pytest.fixture(scope="module")
@@ -155,10 +154,25 @@ def test_easyscale_work_and_mixing(shared_data: Path) -> None:
     table = load(path).table.set_index("job_id")
     # 200 epochs of 886.41 samples in batches of 4 on 4 workers: 11,080 whole steps and a rest.
     assert table.loc["electra-1", "total_steps"] == 11_081
-    mixing = read_mixing(path)
-    assert len(mixing) == 68
-    assert sum(mixing.values()) == 42
-    assert set(mixing) == set(table.index)
+    assert table["mixes_types"].sum() == 42
+    assert (table["max_gpus"] == table["num_workers"]).all()
+    assert (table["min_gpus"] == 0).all()
+
+
+def test_easyscale_jobs_are_elastic(shared_data: Path) -> None:
+    jobs = {job.job_id: job for job in load(shared_data / "easyscale" / "workload.csv").jobs()}
+    assert jobs["electra-1"].elastic == Elastic(
+        num_workers=4,
+        max_gpus=4,
+        mixes_types=True,
+        model="electra",
+        batch_size=4,
+        total_steps=11_081.0,
+        preferred_type="v100",
+    )
+    assert jobs["electra-1"].request.num_gpus == 4
+    mixing = {job.elastic.model for job in jobs.values() if job.elastic and job.elastic.mixes_types}
+    assert mixing == {"bert", "electra", "swintransformer", "ncf"}
 
 
 def test_easyscale_as_the_artifact_reads_it(shared_data: Path) -> None:
@@ -168,7 +182,6 @@ def test_easyscale_as_the_artifact_reads_it(shared_data: Path) -> None:
     assert table.loc["electra-28-1", "submit_s"] == 4_498
     assert table.loc["electra-28-2", "submit_s"] == 4_100
     assert table.loc["electra-28-3", "submit_s"] == 4_698
-    assert len(read_mixing(path, "artifact")) == 62
 
 
 def test_philly_first_thousand(philly: Workload) -> None:

@@ -7,7 +7,7 @@ ceil(epochs x samples / (batch_size x max_parallelism)), run time is not in the 
 epoch are those the artifact's simulator uses. Three names come three times each: by default all
 68 jobs are kept with a suffix; ``duplicates=artifact`` keeps what the artifact's dictionary keeps,
 62 jobs with the values of a name's last row. Source: github.com/sUntvoOk/EasyScale_info_for_SC23
-(no licence found). The flag says whether a job may mix GPU types (:func:`read_mixing`).
+(no licence found). The flag says whether a job may mix GPU types.
 """
 
 from __future__ import annotations
@@ -82,10 +82,12 @@ def read(path: Path, options: Mapping[str, str]) -> Workload:
             "status": "unknown",
             "model": application,
             "batch_size": batch,
+            "min_gpus": 0,
+            "max_gpus": workers,
+            "mixes_types": _mixing(table),
             "total_steps": np.ceil(epochs * samples.astype("float64") / per_step),
         }
     )
-    _mixing(table)
     source = table.raw.source(
         "easyscale",
         repairs=tuple(table.repairs),
@@ -96,15 +98,6 @@ def read(path: Path, options: Mapping[str, str]) -> Workload:
         options=options,
     )
     return Workload(jobs, source)
-
-
-def read_mixing(path: Path, duplicates: str = "keep") -> dict[str, bool]:
-    """Return for each job id whether the job may mix GPU types (its determinism flag is not 0).
-
-    ``duplicates`` as in the option of that name.
-    """
-    table = _table(path, choice({"duplicates": duplicates}, "duplicates", ("keep", "artifact")))
-    return dict(zip(_job_ids(table), _mixing(table), strict=True))
 
 
 def _table(path: Path, duplicates: str) -> Table:
