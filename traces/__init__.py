@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from traces.cluster import Allocation, ClusterSpec, Links, Node
     from traces.job import Elastic, Job, Request
     from traces.loading import load, load_cluster
+    from traces.profile import Profile
+    from traces.profile_sources import load_profile
     from traces.runlog import RunLog
     from traces.runwriter import RunWriter
     from traces.scale import offered_load, scale_to_load
@@ -36,6 +38,8 @@ else:
             "generate": "traces.synthetic",
             "load": "traces.loading",
             "load_cluster": "traces.loading",
+            "load_profile": "traces.profile_sources",
+            "Profile": "traces.profile",
             "Repair": "traces.workload",
             "Request": "traces.job",
             "RunLog": "traces.runlog",
@@ -55,6 +59,7 @@ __all__ = [
     "Job",
     "Links",
     "Node",
+    "Profile",
     "Repair",
     "Request",
     "RunLog",
@@ -67,6 +72,7 @@ __all__ = [
     "generate",
     "load",
     "load_cluster",
+    "load_profile",
     "offered_load",
     "scale_to_load",
 ]

@@ -12,31 +12,48 @@ Left out: several processes per GPU (EasyScale's multi-executor), and scattered 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import NamedTuple
 
-from traces.cluster import Allocation, ClusterSpec
+from traces.cluster import Allocation, ClusterSpec, gpus_of
 from traces.errors import UsageError
 
-Gpu = tuple[int, int]
-"""A device: (index of its node in ``ClusterSpec.nodes``, GPU index on that node)."""
+GpuCounts = Mapping[str, int]
+"""GPUs of each type, by count alone."""
 
 _ITEM = re.compile(r"^(\d{1,9})/(\d{1,9}):(\d{1,9})$")
 
 
+class Gpu(NamedTuple):
+    """One device: index of its node in ``ClusterSpec.nodes``, GPU index there, and its type."""
+
+    node: int
+    gpu: int
+    gpu_type: str
+
+
+def devices_of(allocation: Allocation, spec: ClusterSpec) -> tuple[Gpu, ...]:
+    """Return the devices of an allocation, nodes and GPUs ascending."""
+    return tuple(
+        Gpu(node, index, spec.nodes[node].gpu_type)
+        for node, mask in allocation.shares
+        for index in gpus_of(mask)
+    )
+
+
 class WorkerMap(NamedTuple):
-    """Devices in rank order, and the number of logical workers on each (at least 1).
+    """Devices, (node index, GPU index) in rank order, and the logical workers on each (at least 1).
 
     The plain constructor does not look; :meth:`of` does. ``str`` is ``"0/0:4 0/1:4 3/2:2"``
     (node/GPU:workers), which :meth:`parse` reads back.
     """
 
-    gpus: tuple[Gpu, ...]
+    gpus: tuple[tuple[int, int], ...]
     counts: tuple[int, ...]
 
     @classmethod
-    def of(cls, gpus: Iterable[Sequence[int]], counts: Iterable[int]) -> WorkerMap:
+    def of(cls, gpus: Iterable[tuple[int, int] | Gpu], counts: Iterable[int]) -> WorkerMap:
         """Return a map that holds together.
 
         Raises :class:`UsageError` for no device, unequal lengths, a device named twice, negative
@@ -50,7 +67,7 @@ class WorkerMap(NamedTuple):
             raise UsageError(
                 f"worker map: {len(devices)} devices but {len(numbers)} counts; one count a device"
             )
-        seen: set[Gpu] = set()
+        seen: set[tuple[int, int]] = set()
         for (node, gpu), count in zip(devices, numbers, strict=True):
             if node < 0 or gpu < 0:
                 raise UsageError(f"worker map: device {node}/{gpu}: indices count from 0")
@@ -74,7 +91,7 @@ class WorkerMap(NamedTuple):
                 " for example 0/0:4 0/1:4"
             )
         rows = [tuple(map(int, match.groups())) for match in found if match is not None]
-        return cls.of([row[:2] for row in rows], [row[2] for row in rows])
+        return cls.of([(row[0], row[1]) for row in rows], [row[2] for row in rows])
 
     @property
     def num_workers(self) -> int:
@@ -91,14 +108,14 @@ class WorkerMap(NamedTuple):
         first = sum(self.counts[:device])
         return range(first, first + self.counts[device])
 
-    def blocks(self) -> Iterator[tuple[Gpu, range]]:
+    def blocks(self) -> Iterator[tuple[tuple[int, int], range]]:
         """Yield (device, its virtual ranks), in rank order."""
         first = 0
         for gpu, count in zip(self.gpus, self.counts, strict=True):
             yield gpu, range(first, first + count)
             first += count
 
-    def device_of(self, rank: int) -> Gpu:
+    def device_of(self, rank: int) -> tuple[int, int]:
         """Return the device of a virtual rank; raises :class:`UsageError` if it has none."""
         for gpu, ranks in self.blocks():
             if rank in ranks:

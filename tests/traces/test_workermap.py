@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from traces import ClusterSpec, UsageError, WorkerMap
+from traces import Allocation, ClusterSpec, UsageError, WorkerMap
+from traces.workermap import Gpu, devices_of
 
 MAPS = st.dictionaries(
     st.tuples(st.integers(0, 9), st.integers(0, 7)), st.integers(1, 16), min_size=1, max_size=12
@@ -42,6 +43,16 @@ def test_it_reads_by_type() -> None:
     assert workers.describe(spec) == "v100:4+4 t4:2"
     assert str(workers) == "0/1:4 0/0:4 1/0:2"
     assert workers.ranks(2) == range(8, 10)
+
+
+def test_an_allocation_lists_its_devices() -> None:
+    spec = ClusterSpec.parse("1x4:v100,1x2:t4")
+    assert devices_of(Allocation(((0, 0b1010), (1, 0b1))), spec) == (
+        Gpu(0, 1, "v100"),
+        Gpu(0, 3, "v100"),
+        Gpu(1, 0, "t4"),
+    )
+    assert WorkerMap.of(devices_of(Allocation(((1, 0b11),)), spec), [1, 2]).gpus == ((1, 0), (1, 1))
 
 
 @pytest.mark.parametrize(
