@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+import executor.cli
 import models.cli
 import policies.cli
 import reports.cli
@@ -78,7 +79,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(tandem=main)
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
-    for room in (simulator.cli, reports.cli, policies.cli, models.cli, traces.cli):
+    rooms = (simulator.cli, reports.cli, policies.cli, models.cli, executor.cli, traces.cli)
+    for room in rooms:
         room.add_commands(commands)
     return parser
 

@@ -44,7 +44,7 @@ def test_every_command_is_in_a_table_and_has_an_example(page: str) -> None:
 
 def test_every_function_is_there(page: str) -> None:
     for name in re.findall(
-        r"\| `((?:traces|policies|simulator|reports|models)\.[a-z_.]+)` \|", page
+        r"\| `((?:traces|policies|simulator|reports|models|executor)\.[a-z_.]+)` \|", page
     ):
         module, _, attribute = name.rpartition(".")
         assert hasattr(importlib.import_module(module), attribute), name
