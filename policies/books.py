@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from traces import Allocation
 from traces.runlog import OUTCOMES
+
+if TYPE_CHECKING:
+    from traces import WorkerMap
 
 IS_FINISHED, IS_RUNNING, IS_WAITING, IS_REJECTED, IS_UNSUBMITTED = range(len(OUTCOMES))
 NAN = float("nan")
@@ -33,8 +36,9 @@ class Recorder(Protocol):
         end_s: float,
         rate: float,
         reason: int,
+        workers: WorkerMap | None = None,
     ) -> None:
-        """Record that a job held devices."""
+        """Record that a job held devices, an elastic one with its worker map."""
 
     def sample(
         self,
@@ -85,6 +89,7 @@ class Outcomes:
         self.queueing_s = array("d", [NAN]) * count
         self.preemptions = array("i", [0]) * count
         self.migrations = array("i", [0]) * count
+        self.resizes = array("i", [0]) * count
         self.failures = array("i", [0]) * count
         self.service_gpu_s = array("d", [0.0]) * count
         self.overhead_gpu_s = array("d", [0.0]) * count
@@ -105,6 +110,7 @@ class Counts:
     rejected: int = 0
     preemptions: int = 0
     migrations: int = 0
+    resizes: int = 0
     failures: int = 0
     decisions: int = 0
     idle_rounds: int = 0

@@ -33,7 +33,7 @@ from policies.plan import Plan
 from policies.registry import make_placement, make_policy
 from policies.state import JobState
 from policies.view import ClusterView
-from traces import Allocation, ClusterSpec, Job, TandemError, Workload
+from traces import Allocation, ClusterSpec, Job, TandemError, WorkerMap, Workload
 
 CLUSTERS = ("3x4:v100", "3x4:v100:2,3x4:t4:2")
 JOBS = 24
@@ -402,6 +402,7 @@ class _Log:
         end_s: float,
         rate: float,
         reason: int,
+        workers: WorkerMap | None = None,
     ) -> None:
         """Keep it."""
         self.rows.append((rank, allocation, start_s, end_s, reason))

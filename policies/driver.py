@@ -11,7 +11,7 @@ kinds is that of the clock's priorities.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Sequence
 from typing import Any
 
 import simpy
@@ -27,22 +27,27 @@ from policies.books import (
 )
 from policies.clock import ARRIVAL, DECIDE, END, TIMER, Clock, Moment
 from policies.contract import Backend, PlacementPolicy, Policy, Stint
+from policies.elastic import even, pools_held
 from policies.errors import FutileError, PlanError, PolicyError, StarvationError
 from policies.estimates import estimator
-from policies.feasible import fault_of
+from policies.feasible import fault_of, fault_of_shape
 from policies.model import Model
 from policies.plan import Plan
 from policies.sampling import Fragmented, samples
 from policies.state import RUNNING, WAITING, JobState
 from policies.view import LiveView
-from traces import Allocation, ClusterSpec, UsageError, Workload
+from traces import Allocation, ClusterSpec, Elastic, UsageError, WorkerMap, Workload
 from traces.runlog import END_REASONS, EVENT_CODE
+from traces.workermap import Gpu, devices_of
 
-SUBMIT, START, PREEMPT, MIGRATE = (EVENT_CODE[k] for k in ("submit", "start", "preempt", "migrate"))
+Assign = Callable[[Elastic, Sequence[Gpu]], WorkerMap]
+
+SUBMIT, START, PREEMPT = (EVENT_CODE[k] for k in ("submit", "start", "preempt"))
+MIGRATE, RESIZE = EVENT_CODE["migrate"], EVENT_CODE["resize"]
 FINISHED, FAILED, REJECTED = (EVENT_CODE[k] for k in ("finish", "fail", "reject"))
 LOST, RETURNED = EVENT_CODE["device_lost"], EVENT_CODE["device_returned"]
-END_FINISH, END_PREEMPT, END_MIGRATE, END_FAIL, END_OPEN = (
-    END_REASONS.index(r) for r in ("finish", "preempt", "migrate", "fail", "open")
+END_FINISH, END_PREEMPT, END_MIGRATE, END_RESIZE, END_FAIL, END_OPEN = (
+    END_REASONS.index(r) for r in ("finish", "preempt", "migrate", "resize", "fail", "open")
 )
 # A round-based policy that starts nothing on an idle cluster for this many rounds is stuck.
 IDLE_ROUNDS = 10_000
@@ -57,9 +62,9 @@ class Driver:
 
     ``infeasible`` are the ranks of jobs that the cluster can never hold: they are rejected on
     arrival, and say so in the log. ``model`` is where the view's estimates of rates and costs
-    come from. ``fragmented(view)`` returns the fragmented GPUs by pool, for
-    the samples taken every ``sample_s`` seconds. ``on_progress(driver)`` is called every few
-    thousand decisions.
+    come from. ``assign`` seats the logical workers of elastic jobs (default: evenly).
+    ``fragmented(view)`` returns the fragmented GPUs by pool, for the samples taken every
+    ``sample_s`` seconds. ``on_progress(driver)`` is called every few thousand decisions.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class Driver:
         backend: Backend,
         log: Recorder,
         model: Model | None = None,
+        assign: Assign | None = None,
         seed: int = 0,
         infeasible: Collection[int] = (),
         sample_s: float | None = None,
@@ -82,14 +88,15 @@ class Driver:
         self.clock = clock
         self.workload = workload
         self.policy = policy
-        self.view = LiveView(spec, policy, placement.prepare(workload.demand()))
+        self._model = model or Model()
+        self.view = LiveView(spec, policy, placement.prepare(workload.demand()), self._model)
         self.backend = backend
         self.log = log
         self.outcomes = Outcomes(len(workload))
         self.counts = Counts()
         self.complete = False
-        self._model = model or Model()
-        self._rated = not self._model.uniform
+        self._rated = not self._model.uniform or workload.elastic
+        self._assign: Assign = assign or even
         self._gratis = not (self._model.costs.start_s or self._model.costs.restore_s)
         self._infeasible = infeasible
         if policy.needs_estimates and policy.estimates == "none":
@@ -241,7 +248,7 @@ class Driver:
 
     def _apply(self, plan: Plan) -> None:
         changes = plan.changes
-        moves: list[JobState] = []
+        moves: dict[JobState, bool] = {}  # whether it is a change of size
         for job, allocation in changes.items():
             if type(job) is not JobState:
                 fault = f"plan() returned a change for {job!r}, which is no job of the view"
@@ -250,12 +257,12 @@ class Driver:
                 if allocation is None:
                     self._preempt(job)
                 elif allocation != job.allocation:
-                    moves.append(job)
+                    moves[job] = False
             elif job.phase != WAITING or allocation is None:
                 fault = "concerns a job that has ended" if job.phase != WAITING else "stops nothing"
                 raise PlanError(self.policy, self.view, job, fault)
         for job in moves:
-            self._depart(job, changes[job])
+            moves[job] = self._depart(job, changes[job])
         for job, allocation in changes.items():
             if allocation is None:
                 continue
@@ -264,7 +271,7 @@ class Driver:
                 self._start(job, allocation)
             elif job.allocation is None:
                 self._check(job, allocation)
-                self._arrive(job, allocation)
+                self._arrive(job, allocation, resized=moves[job])
 
     def _check(self, job: JobState, allocation: Allocation) -> None:
         """Refuse an allocation that is not what the job asked for, or not free."""
@@ -290,9 +297,11 @@ class Driver:
     def _start(self, job: JobState, allocation: Allocation) -> None:
         view = self.view
         now = view.now
+        if job.elastic is not None:
+            self._seat(job, allocation)
         self.backend.start(job, allocation)
         begin_s = now if self._gratis else now + self._model.start_cost_s(job)
-        view.start(job, allocation, begin_s, self._rate(allocation) if self._rated else 1.0)
+        view.start(job, allocation, begin_s, self._rate(job, allocation) if self._rated else 1.0)
         self.log.event(now, START, job.rank)
 
     def _preempt(self, job: JobState) -> None:
@@ -313,30 +322,63 @@ class Driver:
             fault = f"job {job.job_id} was stopped {times} times running with no new work to keep"
             raise PolicyError(self.policy, self.view.now, fault)
 
-    def _depart(self, job: JobState, allocation: Allocation | None) -> None:
-        """Take a job off its devices on its way to others."""
+    def _depart(self, job: JobState, allocation: Allocation | None) -> bool:
+        """Take a job off its devices on its way to others; true if they differ in number or type.
+
+        An elastic job is seated on the new devices before the backend hears of them.
+        """
         assert allocation is not None
+        reason, sat = END_MIGRATE, job.worker_map
+        if job.elastic is not None:
+            wrong = fault_of_shape(job, allocation, self.view.free)
+            if wrong is not None:
+                raise PlanError(self.policy, self.view, job, wrong)
+            if pools_held(allocation, self.view.free) != job.held:
+                reason = END_RESIZE
+            self._seat(job, allocation)
         stint = self.backend.move(job, allocation)
-        self._leave(job, stint, END_MIGRATE)
+        self._leave(job, stint, reason, sat)
         self.view.release(job, stint.done_s)
+        return reason == END_RESIZE
 
-    def _arrive(self, job: JobState, allocation: Allocation) -> None:
+    def _arrive(self, job: JobState, allocation: Allocation, *, resized: bool) -> None:
         """Let it go on there."""
-        view = self.view
-        view.move(job, allocation, view.now + self._model.costs.migrate_s, self._rate(allocation))
-        self.counts.migrations += 1
-        self.log.event(view.now, MIGRATE, job.rank)
+        view, counts = self.view, self.counts
+        begin_s = view.now + self._model.move_cost_s(job)
+        event = "resize" if resized else "migrate"
+        view.move(job, allocation, begin_s, self._rate(job, allocation), event)
+        if resized:
+            counts.resizes += 1
+        else:
+            counts.migrations += 1
+        self.log.event(view.now, RESIZE if resized else MIGRATE, job.rank)
 
-    def _rate(self, allocation: Allocation) -> float:
+    def _seat(self, job: JobState, allocation: Allocation) -> None:
+        """Say which logical workers of an elastic job sit on which of its devices."""
+        elastic = job.elastic
+        assert elastic is not None
+        job.worker_map = self._assign(elastic, devices_of(allocation, self.view.spec))
+
+    def _rate(self, job: JobState, allocation: Allocation) -> float:
+        if job.elastic is not None:
+            return self._model.elastic_rate(job, allocation, self.view.spec)
         return self._model.rate(allocation, self.view.spec)
 
-    def _leave(self, job: JobState, stint: Stint, reason: int) -> None:
-        """Close the books on a job's stay on its devices."""
+    def _leave(
+        self, job: JobState, stint: Stint, reason: int, sat: WorkerMap | None = None
+    ) -> None:
+        """Close the books on a job's stay on its devices; ``sat``: who sat where, if it moves."""
         now = self.view.now
         allocation = job.allocation
         assert allocation is not None
         since, begin = job.since_s, stint.begin_s
-        self.log.allocation(job.rank, allocation, since, begin, now, stint.rate, reason)
+        if job.elastic is None:
+            self.log.allocation(job.rank, allocation, since, begin, now, stint.rate, reason)
+        else:
+            workers = sat or job.worker_map
+            self.log.allocation(
+                job.rank, allocation, since, begin, now, stint.rate, reason, workers
+            )
         if begin != since:
             self.outcomes.overhead_gpu_s[job.rank] += (min(begin, now) - since) * job.gpus
         if stint.lost_s and reason != END_OPEN:  # the log ends, the job does not
@@ -404,9 +446,10 @@ class Driver:
         if job.first_start_s is not None:
             outcomes.start_s[rank] = job.first_start_s
         outcomes.queueing_s[rank] = job.waited_s
-        if job.preemptions or job.migrations or job.failures:
+        if job.preemptions or job.migrations or job.failures or job.resizes:
             outcomes.preemptions[rank] = job.preemptions
             outcomes.migrations[rank] = job.migrations
+            outcomes.resizes[rank] = job.resizes
             outcomes.failures[rank] = job.failures
         outcomes.service_gpu_s[rank] = job.served_gpu_s
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from policies.elastic import fault_of_size, sized
 from policies.free import FreeGpus
 from policies.state import JobState
 from traces import Allocation
@@ -16,13 +17,22 @@ from traces import Allocation
 
 def fault_of(job: JobState, allocation: object, free: FreeGpus) -> str | None:
     """Say why ``job`` cannot be given ``allocation`` now, or return None if it can."""
+    fault = fault_of_shape(job, allocation, free)
+    if fault is None:
+        assert isinstance(allocation, Allocation)
+        request = job.request
+        if job.elastic is not None:
+            request = sized(request, allocation.num_gpus)
+        fault = free.missing(allocation, request)
+    return fault
+
+
+def fault_of_shape(job: JobState, allocation: object, free: FreeGpus) -> str | None:
+    """As :func:`fault_of`, whether or not the devices are free."""
     if not _well_formed(allocation):
         return f"is given {allocation!r}, not an Allocation of (node, GPU mask) shares"
     assert isinstance(allocation, Allocation)
-    fault = _not_in_inventory(allocation, free)
-    if fault is None:
-        fault = _mismatch(job, allocation, free) or free.missing(allocation, job.request)
-    return fault
+    return _not_in_inventory(allocation, free) or _mismatch(job, allocation, free)
 
 
 def _well_formed(allocation: object) -> bool:
@@ -56,9 +66,13 @@ def _mismatch(job: JobState, allocation: Allocation, free: FreeGpus) -> str | No
     """Say how an allocation differs from what the job asked for."""
     request, shares = job.request, allocation.shares
     fault = None
-    if allocation.num_gpus != request.num_gpus:
+    if job.elastic is not None:
+        fault = fault_of_size(job.elastic, allocation.num_gpus)
+    elif allocation.num_gpus != request.num_gpus:
         fault = f"is given {allocation.num_gpus} GPUs; its gang is {request.num_gpus}"
-    elif allocation.gpu_milli != request.gpu_milli:
+    if fault is not None:
+        return fault
+    if allocation.gpu_milli != request.gpu_milli:
         fault = f"is given {allocation.gpu_milli}/1000 of a GPU, not {request.gpu_milli}"
     elif not shares:
         fault = "is given no node"
@@ -68,6 +82,8 @@ def _mismatch(job: JobState, allocation: Allocation, free: FreeGpus) -> str | No
         fault = "its nodes are named out of order or twice"
     elif request.num_gpus and not all(mask for _, mask in shares):
         fault = "is given a node without any GPU of it"
+    elif job.elastic is not None and job.elastic.mixes_types:
+        pass  # any types, if the model knows them
     elif len({free.pool_of[node] for node, _ in shares}) > 1:
         fault = "GPU types are mixed; it runs on one type"
     elif request.num_gpus and free.pool_of[shares[0][0]] not in job.shape.pools:

@@ -5,7 +5,9 @@ another, which is its truth. They are equal unless a study wants a policy to be 
 
 Work is counted in seconds on the GPUs a job asked for. Its rate on an allocation is the speed of
 the GPU type, times a factor where the gang spans nodes or racks (1: communication costs nothing).
-Costs are seconds during which devices are held without progress.
+An elastic job's rate depends on its worker map: the device with most work to do, logical workers
+over speed, sets the pace; rate 1 is one logical worker on each GPU at speed 1. Costs are seconds
+during which devices are held without progress.
 """
 
 from __future__ import annotations
@@ -24,15 +26,17 @@ class Costs:
     ``start_s``: a first start. ``restore_s``: a start after a preemption or failure (loading a
     checkpoint comes on top of ``start_s``). ``save_s``: after a preemption the devices are held
     that long to save the state (where it is saved). ``migrate_s``: a move to other devices.
+    ``rescale_s``: an elastic job's change of devices, whether their number changes or not.
     """
 
     start_s: float = 0.0
     restore_s: float = 0.0
     save_s: float = 0.0
     migrate_s: float = 0.0
+    rescale_s: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("start_s", "restore_s", "save_s", "migrate_s"):
+        for name in ("start_s", "restore_s", "save_s", "migrate_s", "rescale_s"):
             value = getattr(self, name)
             if not 0.0 <= value < float("inf"):
                 raise UsageError(f"cost {name} is {value}; expected seconds, 0 or more")
@@ -66,15 +70,35 @@ class Model:
         return not self.speeds and self.across_nodes == self.across_racks == 1.0
 
     def rate(self, allocation: Allocation, spec: ClusterSpec) -> float:
-        """Progress per second on an allocation."""
-        shares = allocation.shares
+        """Progress per second of a rigid job on an allocation."""
         nodes = spec.nodes
-        rate = min((self.speeds.get(nodes[n].gpu_type, 1.0) for n, _ in shares), default=1.0)
-        if len(shares) > 1:
-            rate *= self.across_nodes
-            if len({nodes[n].rack for n, _ in shares}) > 1:
-                rate *= self.across_racks
-        return rate
+        rate = min(
+            (self.speeds.get(nodes[n].gpu_type, 1.0) for n, _ in allocation.shares), default=1.0
+        )
+        return rate * self._across(allocation, spec)
+
+    def elastic_rate(self, job: JobState, allocation: Allocation, spec: ClusterSpec) -> float:
+        """Progress per second of an elastic job on an allocation, with its worker map."""
+        workers = job.worker_map
+        assert workers is not None, f"{job} has no worker map"
+        nodes, speeds = spec.nodes, self.speeds
+        rate = min(
+            speeds.get(nodes[node].gpu_type, 1.0) / count
+            for (node, _), count in zip(workers.gpus, workers.counts, strict=True)
+        )
+        return rate * self._across(allocation, spec)
+
+    def _across(self, allocation: Allocation, spec: ClusterSpec) -> float:
+        shares = allocation.shares
+        if len(shares) == 1:
+            return 1.0
+        if len({spec.nodes[n].rack for n, _ in shares}) > 1:
+            return self.across_nodes * self.across_racks
+        return self.across_nodes
+
+    def move_cost_s(self, job: JobState) -> float:
+        """Seconds between a running job's change of devices and its progress there."""
+        return self.costs.migrate_s if job.elastic is None else self.costs.rescale_s
 
     def start_cost_s(self, job: JobState) -> float:
         """Seconds between getting devices and making progress."""

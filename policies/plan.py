@@ -7,14 +7,18 @@ the cluster until the driver has checked the plan.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from policies.elastic import on_type, sized
+from policies.placement.room import lowest_bits
 from policies.state import RUNNING, JobState
-from traces import Allocation
+from traces import Allocation, Request
 
 if TYPE_CHECKING:
+    from policies.contract import PlacementPolicy
     from policies.free import FreeGpus
     from policies.queues import Shape
     from policies.view import ClusterView
@@ -67,13 +71,13 @@ class Draft(Plan):
         if scratch is None:
             scratch = self._scratch = self.view.free.fork()
         for allocation, job in self._pending:
-            scratch.take(allocation, job.request)
+            scratch.take(allocation, _request(job, allocation))
         self._pending.clear()
         return scratch
 
     def _take(self, allocation: Allocation, job: JobState) -> None:
-        if self._scratch is not None or not job.shape.whole:
-            self._changed().take(allocation, job.request)
+        if self._scratch is not None or not job.shape.whole or job.elastic is not None:
+            self._changed().take(allocation, _request(job, allocation))
             self._counts = None
             return
         if self._counts is None:
@@ -124,7 +128,7 @@ class Draft(Plan):
         """Plan that a job (running, or started in this draft) does not run."""
         held = self.changes.get(job, job.allocation)
         assert held is not None, f"{job} holds nothing"
-        self._changed().give(held, job.request)
+        self._changed().give(held, _request(job, held))
         self._counts = None
         if job.phase == RUNNING:
             self.changes[job] = None
@@ -134,9 +138,117 @@ class Draft(Plan):
     def keep(self, job: JobState) -> bool:
         """Take back a ``stop``: leave the job where it is, if its devices are still free."""
         assert job.allocation is not None
-        if self.free.missing(job.allocation, job.request) is not None:
+        request = _request(job, job.allocation)
+        if self.free.missing(job.allocation, request) is not None:
             return False
-        self._changed().take(job.allocation, job.request)
+        self._changed().take(job.allocation, request)
         self._counts = None
         del self.changes[job]
         return True
+
+    def resize(self, job: JobState, counts: Sequence[int]) -> bool:
+        """Plan that an elastic job holds so many GPUs of each pool (in order of ``free.pools``).
+
+        It keeps what it has as far as it may: what it gives back is taken from the nodes where it
+        has least, what comes is found by the placement, pool by pool. False, and nothing planned,
+        if there are no devices for it.
+        """
+        held = self.changes.get(job, job.allocation)
+        free = self._changed()
+        if held is not None:
+            free.give(held, _request(job, held))
+        found = _reshape(job, held, counts, free, self.view.placement)
+        settled = held if found is None else found
+        if settled is not None:
+            free.take(settled, _request(job, settled))
+        self._counts = None
+        if found is None:
+            return False
+        self.changes[job] = found
+        if job.phase == RUNNING and found == job.allocation:
+            del self.changes[job]
+        return True
+
+
+def _request(job: JobState, allocation: Allocation) -> Request:
+    """What holding these devices takes from their hosts."""
+    if job.elastic is None:
+        return job.request
+    return sized(job.request, allocation.num_gpus)
+
+
+def _reshape(
+    job: JobState,
+    held: Allocation | None,
+    counts: Sequence[int],
+    free: FreeGpus,
+    placement: PlacementPolicy,
+) -> Allocation | None:
+    """The devices of an elastic job by pool, near to those it held (which are free here)."""
+    if job.request.single_node:
+        return _on_one_node(job, counts, free, placement)
+    masks = dict(held.shares) if held is not None else {}
+    missing: list[tuple[int, int]] = []
+    for pool, wanted in enumerate(counts):
+        mine = [node for node in masks if free.pool_of[node] == pool]
+        have = sum(masks[node].bit_count() for node in mine)
+        if have > wanted:
+            _give_back(masks, mine, have - wanted)
+        elif have < wanted:
+            missing.append((pool, wanted - have))
+    kept = Allocation(tuple(sorted(masks.items())))
+    if not missing:
+        return kept
+    if masks:
+        free.take(kept, _request(job, kept))
+    taken = _places(job, missing, free, placement)
+    if masks:
+        free.give(kept, _request(job, kept))
+    if taken is None:
+        return None
+    for place in taken:
+        for node, mask in place.shares:
+            masks[node] = masks.get(node, 0) | mask
+    return Allocation(tuple(sorted(masks.items())))
+
+
+def _places(
+    job: JobState, missing: list[tuple[int, int]], free: FreeGpus, placement: PlacementPolicy
+) -> list[Allocation] | None:
+    """Find so many more GPUs of each pool; ``free`` is afterwards as it was."""
+    taken: list[tuple[Allocation, Request]] = []
+    for pool, count in missing:
+        more = on_type(job.request, free.pools[pool].gpu_type, count)
+        place = placement.place(more, free) if free.pools[pool].free >= count else None
+        if place is None:
+            break
+        free.take(place, more)
+        taken.append((place, more))
+    for place, more in taken:
+        free.give(place, more)
+    return [place for place, _ in taken] if len(taken) == len(missing) else None
+
+
+def _give_back(masks: dict[int, int], nodes: list[int], excess: int) -> None:
+    """Take ``excess`` GPUs from these nodes, from those with fewest first."""
+    for node in sorted(nodes, key=lambda n: (masks[n].bit_count(), -n)):
+        count = masks[node].bit_count()
+        if count <= excess:
+            del masks[node]
+            excess -= count
+        else:
+            masks[node] = lowest_bits(masks[node], count - excess)
+            excess = 0
+        if not excess:
+            return
+
+
+def _on_one_node(
+    job: JobState, counts: Sequence[int], free: FreeGpus, placement: PlacementPolicy
+) -> Allocation | None:
+    """A job that must not span nodes is placed anew, on one type."""
+    wanted = [(pool, count) for pool, count in enumerate(counts) if count]
+    if len(wanted) != 1:
+        return None
+    ((pool, count),) = wanted
+    return placement.place(on_type(job.request, free.pools[pool].gpu_type, count), free)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from traces import Allocation, Job, Request
+from traces import Allocation, Elastic, Job, Request
 
 if TYPE_CHECKING:
     from policies.queues import Shape
+    from traces import WorkerMap
 
 WAITING = 0
 RUNNING = 1
@@ -25,6 +26,9 @@ class JobState:
     ``estimate_s``: how long the policy may believe the job runs in all (NaN if it may not know).
     ``memory``: what the policy declared to remember (see ``Policy.remember``). ``lesson``: what it
     has learned from finished jobs (``Policy.learn``).
+    ``elastic``: its bounds, or None for a rigid job. ``worker_map``: which of its logical workers
+    sit where, while an elastic job runs. ``gpus``: GPUs it asked for, or, of an elastic job that
+    runs, those it holds; ``held`` then counts them by pool (``view.free.pools``).
     ``since_s``: when it last started, stopped or was submitted. ``begin_s``: when progress began
     (later than ``since_s`` by the costs of starting). ``rate``: estimated progress per second.
     """
@@ -34,12 +38,14 @@ class JobState:
         "begin_s",
         "done_s",
         "due",
+        "elastic",
         "entry",
         "estimate_s",
         "executed_s",
         "failures",
         "first_start_s",
         "gpus",
+        "held",
         "job",
         "lesson",
         "memory",
@@ -49,14 +55,17 @@ class JobState:
         "rank",
         "rate",
         "request",
+        "resizes",
         "served_gpu_s",
         "shape",
         "since_s",
         "waited_s",
+        "worker_map",
     )
 
     def __init__(self, job: Job, shape: Shape, estimate_s: float, now: float) -> None:
         self.job = job
+        self.elastic: Elastic | None = job.elastic
         self.rank = job.rank
         self.request: Request = shape.request
         self.shape = shape
@@ -74,6 +83,9 @@ class JobState:
         self.first_start_s: float | None = None
         self.preemptions = 0
         self.migrations = 0
+        self.resizes = 0
+        self.held: tuple[int, ...] = ()
+        self.worker_map: WorkerMap | None = None
         self.failures = 0
         self.memory: Any = None
         self.lesson: Any = None

@@ -42,6 +42,8 @@ class SubView(ClusterView):
         self.waiting = view.waiting if shapes is None else WaitingJobs.of(shapes)
         self.running = view.running if running is None else RunningJobs.of(running, view.running)
         self.finished = view.finished
+        self.model = view.model
+        self.elastic = view.elastic
         self.steady = view.steady
         self._shapes = view._shapes
         self._due = view._due

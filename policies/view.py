@@ -12,7 +12,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from policies.contract import Policy
+from policies.elastic import pools_held, sized
 from policies.free import FreeGpus
+from policies.model import Model
 from policies.plan import Draft
 from policies.queues import DueTimes, RunningJobs, Shape, WaitingJobs
 from policies.state import DONE, RUNNING, WAITING, JobState
@@ -30,14 +32,24 @@ class ClusterView:
     ``now``: the instant, seconds. ``spec``: the inventory. ``free``: the free devices.
     ``waiting``, ``running``: the jobs, in the orders the policy declares. ``placement``: the
     placement policy a draft asks. ``finished``: how many jobs have ended. ``steady``: so far every
-    job made progress from the instant it started, at rate 1.
+    job made progress from the instant it started, at rate 1. ``elastic``: the elastic jobs that
+    run, by rank, in order of their last start or change. ``model``: what is believed of rates and
+    costs.
     """
 
-    def __init__(self, spec: ClusterSpec, policy: Policy, placement: PlacementPolicy) -> None:
+    def __init__(
+        self,
+        spec: ClusterSpec,
+        policy: Policy,
+        placement: PlacementPolicy,
+        model: Model | None = None,
+    ) -> None:
         self.now = 0.0
         self.spec = spec
         self.policy = policy
         self.placement = placement
+        self.model = model or Model()
+        self.elastic: dict[int, JobState] = {}
         self.free = FreeGpus(spec)
         self.waiting = WaitingJobs()
         self.running = RunningJobs(ordered=policy.orders_running)
@@ -119,7 +131,10 @@ class LiveView(ClusterView):
             job.first_start_s = now
         if rate != 1.0 or begin_s != now:
             self.steady = False
-        self.free.take(allocation, job.request)
+        if job.elastic is None:
+            self.free.take(allocation, job.request)
+        else:
+            self._hold(job, allocation)
         self._run(job, "start")
 
     def stop(self, job: JobState, done_s: float, event: str) -> None:
@@ -134,16 +149,32 @@ class LiveView(ClusterView):
             job.memory = self.policy.remember(job, self.now, event)
         self._wait(job)
 
-    def move(self, job: JobState, allocation: Allocation, begin_s: float, rate: float) -> None:
-        """A running job that was released from its devices goes on on others at ``begin_s``."""
-        job.migrations += 1
+    def move(
+        self,
+        job: JobState,
+        allocation: Allocation,
+        begin_s: float,
+        rate: float,
+        event: str = "migrate",
+    ) -> None:
+        """A running job that was released from its devices goes on on others at ``begin_s``.
+
+        ``event``: "resize" if their number or types are others than before.
+        """
+        if event == "resize":
+            job.resizes += 1
+        else:
+            job.migrations += 1
         if rate != 1.0 or begin_s != self.now:
             self.steady = False
         job.allocation = allocation
         job.begin_s = begin_s
         job.rate = rate
-        self.free.take(allocation, job.request)
-        self._run(job, "migrate")
+        if job.elastic is None:
+            self.free.take(allocation, job.request)
+        else:
+            self._hold(job, allocation)
+        self._run(job, event)
 
     def release(self, job: JobState, done_s: float) -> None:
         """A running job gives its devices back and is about to move, with ``done_s`` done."""
@@ -226,5 +257,22 @@ class LiveView(ClusterView):
         job.since_s = now
         job.done_s = done_s
         assert job.allocation is not None
-        self.free.give(job.allocation, job.request)
+        if job.elastic is None:
+            self.free.give(job.allocation, job.request)
+        else:
+            self._let_go(job, job.allocation)
         job.allocation = None
+
+    def _hold(self, job: JobState, allocation: Allocation) -> None:
+        """An elastic job takes devices: as many as it is given, not as many as it asked for."""
+        count = allocation.num_gpus
+        self.free.take(allocation, sized(job.request, count))
+        job.gpus = count
+        job.held = pools_held(allocation, self.free)
+        self.elastic[job.rank] = job
+
+    def _let_go(self, job: JobState, allocation: Allocation) -> None:
+        self.free.give(allocation, sized(job.request, allocation.num_gpus))
+        job.gpus = job.shape.gpus
+        job.held = ()
+        del self.elastic[job.rank]

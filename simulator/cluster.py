@@ -106,7 +106,9 @@ class SimulatedCluster:
         """Run a job on devices that are free."""
         rank = job.rank
         done_s = self._done.pop(rank, 0.0) if self._done else 0.0
-        if self._plain:  # nothing to wait or pay for: a run starts most of its jobs this way
+        if (
+            self._plain and job.elastic is None
+        ):  # nothing to wait or pay for: a run starts most of its jobs this way
             now = self.clock.now
             stint = self._stints[rank] = SimulatedStint(self, rank, done_s, now, 1.0, done_s)
             self.clock.post(stint, now + (job.job.duration_s - done_s), FINISH)
@@ -133,7 +135,7 @@ class SimulatedCluster:
     def move(self, job: JobState, allocation: Allocation) -> SimulatedStint:
         """Let a running job go on on other devices."""
         stint = self._close(job)
-        self._begin(job, allocation, stint.done_s, stint.saved_s, self.model.costs.migrate_s)
+        self._begin(job, allocation, stint.done_s, stint.saved_s, self.model.move_cost_s(job))
         return stint
 
     def quiet(self) -> bool:
@@ -148,7 +150,10 @@ class SimulatedCluster:
         if self._saving:
             ready_s = self._ready_s(allocation)
         begin_s = ready_s + cost_s
-        rate = 1.0 if self._uniform else self.model.rate(allocation, self.spec)
+        if job.elastic is not None:
+            rate = self.model.elastic_rate(job, allocation, self.spec)
+        else:
+            rate = 1.0 if self._uniform else self.model.rate(allocation, self.spec)
         stint = SimulatedStint(self, job.rank, done_s, begin_s, rate, saved_s)
         self._stints[job.rank] = stint
         self.clock.post(stint, begin_s + (job.job.duration_s - done_s) / rate, FINISH)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from policies import Clock, Driver, PlacementPolicy, Policy, make_placement, make_policy
 from policies.model import Model
 from simulator.cluster import Checkpoints, SimulatedCluster
-from traces import Allocation, ClusterSpec, Workload
+from traces import Allocation, ClusterSpec, WorkerMap, Workload
 from traces.runlog import END_REASONS, EVENT_KINDS
 
 
@@ -20,6 +20,7 @@ class MemoryLog:
     allocations: list[tuple[int, Allocation, float, float, float, float, str]] = field(
         default_factory=list
     )
+    workers: list[tuple[int, float, WorkerMap]] = field(default_factory=list)
 
     def event(self, time_s: float, code: int, rank: int) -> None:
         self.events.append((time_s, EVENT_KINDS[code], rank))
@@ -38,7 +39,10 @@ class MemoryLog:
         end_s: float,
         rate: float,
         reason: int,
+        workers: WorkerMap | None = None,
     ) -> None:
+        if workers is not None:
+            self.workers.append((rank, start_s, workers))
         self.allocations.append(
             (rank, allocation, start_s, begin_s, end_s, rate, END_REASONS[reason])
         )

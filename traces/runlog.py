@@ -79,6 +79,9 @@ JOB_OUTCOME_COLUMNS: tuple[LogColumn, ...] = (
     ),
     LogColumn("preemptions", pa.int32(), "", "times it was stopped by the policy"),
     LogColumn("migrations", pa.int32(), "", "times it was moved to other devices while running"),
+    LogColumn(
+        "resizes", pa.int32(), "", "times an elastic job was given more, fewer or other GPUs"
+    ),
     LogColumn("failures", pa.int32(), "", "times it lost its devices"),
     LogColumn(
         "service_gpu_s", FLOAT, "GPU s", "attained service: GPU-seconds held (shares as fractions)"
@@ -121,6 +124,18 @@ TABLES: dict[str, tuple[LogColumn, ...]] = {
         LogColumn("end_s", FLOAT, "s", "devices given back; for 'open' the end of the log"),
         LogColumn("rate", FLOAT, "", "progress per second (1: as on the requested GPUs)"),
         LogColumn("end_reason", LABEL, "", "one of " + ", ".join(END_REASONS)),
+        LogColumn(
+            "workers",
+            pa.list_(pa.int16()),
+            "",
+            "logical workers on each of the GPUs (0: it holds none); null for a rigid job",
+        ),
+        LogColumn(
+            "first_rank",
+            pa.list_(pa.int32()),
+            "",
+            "lowest virtual rank on each of the GPUs (-1 where there is none); null likewise",
+        ),
     ),
     "events": (
         LogColumn("time_s", FLOAT, "s", "when, in the order in which they were taken in"),

@@ -36,6 +36,7 @@ from traces.runlog import (
 from traces.schema import JOB_COLUMNS
 
 if TYPE_CHECKING:
+    from traces.workermap import WorkerMap
     from traces.workload import Workload
 
 _FLUSH_ROWS = 131_072
@@ -87,6 +88,7 @@ class RunWriter:
         self._events = bytearray()
         self._event_extra: dict[int, tuple[int, int, str | None]] = {}
         self._stays = bytearray()
+        self._workers: dict[int, tuple[list[int], list[int]]] = {}  # of those of elastic jobs
         self._masks: list[int] = []  # of the stays; a node may have more GPUs than a word has bits
         self._samples: list[tuple[float, str, float, float, float, int, int, float]] = []
 
@@ -132,16 +134,29 @@ class RunWriter:
         end_s: float,
         rate: float,
         reason: int,
+        workers: WorkerMap | None = None,
     ) -> None:
         """Record that a job held devices; ``reason`` is an index into :data:`END_REASONS`."""
         masks = self._masks
         shares, milli = allocation
+        if workers is not None:
+            self._place_workers(shares, workers)
         for node, mask in shares:
             self._stays += _pack_stay(rank, node, milli, start_s, begin_s, end_s, rate, reason)
             masks.append(mask)
         if len(masks) >= _FLUSH_ROWS:  # events come a few to an allocation
             self._flush_allocations()
             self._flush_events()
+
+    def _place_workers(self, shares: tuple[tuple[int, int], ...], workers: WorkerMap) -> None:
+        """Keep what the next rows of the allocations table say of logical workers."""
+        blocks = dict(workers.blocks())
+        for row, (node, mask) in enumerate(shares, start=len(self._masks)):
+            ranks = [blocks.get((node, gpu)) for gpu in gpus_of(mask)]
+            self._workers[row] = (
+                [0 if r is None else len(r) for r in ranks],
+                [-1 if r is None else r.start for r in ranks],
+            )
 
     def sample(
         self,
@@ -284,9 +299,21 @@ class RunWriter:
                 pa.array(column["end_s"]),
                 pa.array(column["rate"]),
                 _labels(column["reason"], END_REASONS),
+                *self._worker_columns(len(rows)),
             ],
         )
-        self._stays, self._masks = bytearray(), []
+        self._stays, self._masks, self._workers = bytearray(), [], {}
+
+    def _worker_columns(self, count: int) -> tuple[pa.Array, pa.Array]:
+        """Columns workers and first_rank of the allocations: null but for elastic jobs."""
+        shorts, ints = pa.list_(pa.int16()), pa.list_(pa.int32())
+        if not self._workers:
+            return pa.nulls(count, shorts), pa.nulls(count, ints)
+        known = [self._workers.get(row) for row in range(count)]
+        return (
+            pa.array([None if k is None else k[0] for k in known], shorts),
+            pa.array([None if k is None else k[1] for k in known], ints),
+        )
 
     def _flush_samples(self) -> None:
         if not self._samples:

@@ -60,6 +60,7 @@ def _outcome(row: Any, holds: list[Hold]) -> dict[str, object]:
         "queueing_s": last - row.submit_s - sum(e - s for s, e in intervals),
         "preemptions": len({h.start for h in holds if h.why == "preempt"}),
         "migrations": len({h.start for h in holds if h.why == "migrate"}),
+        "resizes": len({h.start for h in holds if h.why == "resize"}),
         "failures": len({h.start for h in holds if h.why == "fail"}),
         "service_gpu_s": held,
         "overhead_gpu_s": sum(
