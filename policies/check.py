@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -221,10 +221,12 @@ class _Examination:
         truth = [job.job for job in jobs]
         for job in jobs:
             job.job = _lied_about(job.job)
+            job.elastic = job.job.elastic
         other = plan(view)
         lied = [self._order(job, view.now) for job in jobs]
         for job, real in zip(jobs, truth, strict=True):
             job.job = real
+            job.elastic = real.elastic
         if list(first.changes.items()) != list(other.changes.items()):
             self.report(
                 "honest",
@@ -284,7 +286,11 @@ def fingerprint(view: ClusterView) -> str:
 
 def _lied_about(job: Job) -> Job:
     """The same job, with another hidden run time (longer or shorter, by its rank)."""
-    return job._replace(duration_s=(job.duration_s + 1.0) * (7.0 if job.rank % 2 else 0.125))
+    factor = 7.0 if job.rank % 2 else 0.125
+    elastic = job.elastic
+    if elastic is not None and elastic.total_steps is not None:
+        elastic = replace(elastic, total_steps=elastic.total_steps * factor)
+    return job._replace(duration_s=(job.duration_s + 1.0) * factor, elastic=elastic)
 
 
 def _lone_jobs(virtual_clusters: tuple[str | None, ...]) -> Iterator[dict[str, object]]:
@@ -324,17 +330,20 @@ class _Stay:
 
     __slots__ = ("begin_s", "done_s", "lost_s", "moment", "rank", "rate")
 
-    def __init__(self, rank: int, done_s: float, begin_s: float) -> None:
+    def __init__(self, rank: int, done_s: float, begin_s: float, rate: float) -> None:
         self.rank = rank
         self.done_s = done_s
         self.begin_s = begin_s
-        self.rate = 1.0
+        self.rate = rate
         self.lost_s = 0.0
         self.moment: Moment | None = None
 
 
 class ExactWorld:
-    """A backend without costs, rates or failures: a job ends when its work is done."""
+    """A backend without costs or failures: a job ends when its work is done.
+
+    A rigid job has rate 1, an elastic one that of the GPU with most logical workers.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -349,8 +358,9 @@ class ExactWorld:
     def start(self, job: JobState, allocation: Allocation) -> None:
         """Run a job."""
         done_s = self._done_s.get(job.rank, 0.0)
-        stay = self._stays[job.rank] = _Stay(job.rank, done_s, self.clock.now)
-        end_s = self.clock.now + job.job.duration_s - done_s
+        rate = 1.0 if job.worker_map is None else 1.0 / max(job.worker_map.counts)
+        stay = self._stays[job.rank] = _Stay(job.rank, done_s, self.clock.now, rate)
+        end_s = self.clock.now + (job.job.duration_s - done_s) / rate
         stay.moment = self.clock.at(end_s, FINISH, lambda _: self._finish(stay))
 
     def stop(self, job: JobState, *, failed: bool) -> _Stay:
@@ -358,7 +368,7 @@ class ExactWorld:
         stay = self._stays.pop(job.rank)
         assert stay.moment is not None
         stay.moment.cancel()
-        stay.done_s += self.clock.now - stay.begin_s
+        stay.done_s += (self.clock.now - stay.begin_s) * stay.rate
         self._done_s[job.rank] = stay.done_s
         return stay
 

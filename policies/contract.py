@@ -53,6 +53,7 @@ class Policy:
     ``orders_by_work`` (that order is the one by ``order`` only while the view is ``steady``),
     ``remembers`` (uses ``remember`` and ``changes_at``), ``needs_estimates`` (reads estimates of
     run time), ``learns`` (orders jobs by what ``learn`` makes of the sizes of finished ones),
+    ``resizes`` (gives elastic jobs other sizes than their gangs),
     ``ahead`` (what is true of the jobs that go before another, for its reasons), ``interval_s``
     (None: event-driven; else it is asked at multiples of it only).
     """
@@ -63,6 +64,7 @@ class Policy:
     remembers: ClassVar[bool] = False
     needs_estimates: ClassVar[bool] = False
     learns: ClassVar[bool] = False
+    resizes: ClassVar[bool] = False
     ahead: ClassVar[str] = "submitted earlier"
 
     @property
@@ -97,7 +99,7 @@ class Policy:
     def remember(self, job: JobState, now: float, event: str) -> Any:
         """Return the job's new memory after an event; pure.
 
-        Events: submit, start, preempt, fail, migrate, and due (``changes_at`` has come).
+        Events: submit, start, preempt, fail, migrate, resize, and due (``changes_at`` has come).
         """
         return None
 

@@ -146,11 +146,11 @@ def enough_at(view: ClusterView, job: JobState) -> float:
     found = sorted((max(j.finish_estimate_s(), soon), j.rank, j) for j in view.running)
     for end_s, _, other in found:
         assert other.allocation is not None
-        index = pool_of[other.allocation.shares[0][0]]
-        if index in free:
-            free[index] += other.shape.milli
-            if free[index] >= job.shape.milli:
-                return end_s
+        for node, mask in other.allocation.shares:
+            if pool_of[node] in free:
+                free[pool_of[node]] += mask.bit_count() * other.allocation.gpu_milli
+                if free[pool_of[node]] >= job.shape.milli:
+                    return end_s
     return math.inf
 
 

@@ -28,7 +28,7 @@ from policies.model import Costs, Model
 from policies.registry import make_placement, make_policy
 from policies.state import JobState
 from policies.view import LiveView
-from traces import Allocation, DataError, RunLog, UsageError, Workload, load
+from traces import Allocation, DataError, RunLog, UsageError, WorkerMap, Workload, load
 from traces.cluster import mask_of
 
 WORLD = {"submit", "finish", "fail", "device_lost", "device_returned", "reject"}
@@ -44,6 +44,15 @@ class Event(NamedTuple):
     mask: int
 
 
+class Seat(NamedTuple):
+    """A block of logical workers on a device."""
+
+    first_rank: int
+    workers: int
+    node: int
+    gpu: int
+
+
 class Stay(NamedTuple):
     """One stay of a job on its devices."""
 
@@ -53,6 +62,7 @@ class Stay(NamedTuple):
     rate: float
     reason: str
     allocation: Allocation
+    seats: tuple[Seat, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +151,14 @@ class Replay:
         self.policy, placement = policies_of(run)
         self.spec = run.spec
         self.workload: Workload = load(run.path)
-        self.view = LiveView(self.spec, self.policy, placement.prepare(self.workload.demand()))
+        model = model_of(run.record.get("believed") or run.record.get("model") or {})
+        demand = self.workload.demand()
+        self.view = LiveView(self.spec, self.policy, placement.prepare(demand), model)
         self.ranks = {job_id: i for i, job_id in enumerate(self.workload.table["job_id"])}
         self.jobs: dict[int, JobState] = {}
         record = run.record
         self.estimate = estimator(self.policy.estimates, int(record.get("seed") or 0))
-        self.model = model_of(record.get("believed") or record.get("model") or {})
+        self.model = model
         checkpoints = record.get("checkpoints") or {}
         self.losses = Losses(checkpoints.get("every_s"), checkpoints.get("on_preempt", True))
         self.serving = [(1 << node.num_gpus) - 1 for node in self.spec.nodes]
@@ -239,20 +251,26 @@ class Replay:
             if event.kind == "preempt":
                 view.stop(job, self._leave(job), "preempt")
         for event in events:
-            if event.kind == "migrate":
+            if event.kind in ("migrate", "resize"):
                 job = self.jobs[event.rank]
                 view.release(job, self._leave(job))
         for event in events:
             if event.kind == "preempt":
                 continue
             job = self.jobs[event.rank]
-            allocation = self._stay(job).allocation
-            rate = self.model.rate(allocation, self.spec)
+            stay = self._stay(job)
+            allocation = stay.allocation
+            if job.elastic is not None:
+                job.worker_map = _worker_map(stay.seats)
+                rate = self.model.elastic_rate(job, allocation, self.spec)
+            else:
+                rate = self.model.rate(allocation, self.spec)
             if event.kind == "start":
                 begin_s = view.now + self.model.start_cost_s(job)
                 view.start(job, allocation, begin_s, rate)
             else:
-                view.move(job, allocation, view.now + self.model.costs.migrate_s, rate)
+                begin_s = view.now + self.model.move_cost_s(job)
+                view.move(job, allocation, begin_s, rate, event.kind)
 
     def _stay(self, job: JobState) -> Stay:
         """The stay a job begins now, or is in."""
@@ -304,17 +322,21 @@ class Replay:
     def _stays(self, at_s: float) -> dict[int, list[Stay]]:
         """The stays of each job in order, those that began by ``at_s``."""
         names = ["job_id", "node", "gpus", "gpu_milli", "start_s", "begin_s", "end_s", "rate"]
-        columns = self.run.arrow("allocations", [*names, "end_reason"])
+        columns = self.run.arrow("allocations", [*names, "end_reason", "workers", "first_rank"])
         columns = columns.filter(pc.less_equal(columns["start_s"], at_s))
         nodes = {node.name: i for i, node in enumerate(self.spec.nodes)}
         stays: dict[int, list[Stay]] = defaultdict(list)
-        for job_id, name, gpus, milli, start_s, begin_s, end_s, rate, reason in zip(
-            *(column.to_pylist() for column in columns.columns), strict=True
-        ):
+        for row in zip(*(column.to_pylist() for column in columns.columns), strict=True):
+            job_id, name, gpus, milli, start_s, begin_s, end_s, rate, reason, workers, ranks = row
             own = stays[self._rank(job_id, "allocations")]
             if name not in nodes:
                 raise self._stray("node", name, "allocations", "the cluster of run.json")
             share = (nodes[name], mask_of(gpus))
+            seats = tuple(
+                Seat(first, count, share[0], gpu)
+                for first, count, gpu in zip(ranks or (), workers or (), gpus, strict=False)
+                if count
+            )
             last = own[-1] if own else None
             if (
                 last is not None
@@ -323,11 +345,18 @@ class Replay:
             ):
                 # A gang over several nodes has one row for each, in order of the nodes.
                 shares = (*last.allocation.shares, share)
-                own[-1] = last._replace(allocation=Allocation(shares, milli))
+                whole = Allocation(shares, milli)
+                own[-1] = last._replace(allocation=whole, seats=last.seats + seats)
             else:
                 alone = Allocation((share,), milli)
-                own.append(Stay(start_s, begin_s, end_s, rate, reason, alone))
+                own.append(Stay(start_s, begin_s, end_s, rate, reason, alone, seats))
         return stays
+
+
+def _worker_map(seats: tuple[Seat, ...]) -> WorkerMap:
+    """The worker map of an elastic job: its blocks in rank order."""
+    blocks = sorted(seats)
+    return WorkerMap.of([(b.node, b.gpu) for b in blocks], [b.workers for b in blocks])
 
 
 def model_of(recorded: dict[str, Any]) -> Model:

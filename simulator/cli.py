@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from simulator.failures import Source
     from traces.workload import Workload
 
-COSTS = ("start_s", "restore_s", "save_s", "migrate_s")
+COSTS = ("start_s", "restore_s", "save_s", "migrate_s", "rescale_s")
 
 
 def add_commands(subparsers: Any) -> None:

@@ -100,7 +100,7 @@ def simulate(
     if not 0 <= seed < 2**64:
         raise UsageError(f"seed is {seed}; expected a whole number from 0 to 2^64 - 1")
     without_time = _untimed(workload, untimed)
-    without_place = _misfits(workload, spec, misfits)
+    without_place = _misfits(workload, spec, misfits, sizes=inter.resizes)
     clock = Clock(_start_s(workload))
     if until_s is not None and not until_s >= clock.now:
         raise UsageError(f"until is {until_s} s; expected {clock.now:.12g} s (the start) or later")
@@ -247,9 +247,9 @@ def _untimed(workload: Workload, untimed: str) -> frozenset[int]:
     return frozenset(ranks.tolist())
 
 
-def _misfits(workload: Workload, spec: ClusterSpec, misfits: str) -> frozenset[int]:
+def _misfits(workload: Workload, spec: ClusterSpec, misfits: str, *, sizes: bool) -> frozenset[int]:
     """Ranks of jobs that fit nowhere; an error unless they are to be rejected."""
-    verdict = infeasible(workload, spec)
+    verdict = infeasible(workload, spec, sizes=sizes)
     ranks = np.flatnonzero(verdict.mask).tolist()
     if ranks and misfits == "refuse":
         first = ranks[0]

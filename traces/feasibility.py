@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -47,14 +47,18 @@ class Infeasible:
 
     ``mask`` (jobs,) is true where a job can never run, by rank; ``by_request`` holds the reason,
     or None, of each of ``workload.requests``; ``request_of`` (jobs,) leads from one to the other.
+    ``elastic``: the verdict on elastic jobs by rank, where they are judged by their least size.
     """
 
     mask: npt.NDArray[np.bool_]
     by_request: tuple[Misfit | None, ...]
     request_of: npt.NDArray[np.int64]
+    elastic: Mapping[int, Misfit | None] = field(default_factory=dict)
 
     def reason(self, rank: int) -> Misfit | None:
         """Return why the job at ``rank`` can never run; None if it can."""
+        if rank in self.elastic:
+            return self.elastic[rank]
         return self.by_request[int(self.request_of[rank])]
 
     def __len__(self) -> int:
@@ -71,14 +75,48 @@ class _Kind:
     memory_mib: int | None
 
 
-def infeasible(workload: Workload, spec: ClusterSpec) -> Infeasible:
-    """Tell which jobs of ``workload`` would not fit on an empty ``spec``, with reasons."""
+def infeasible(workload: Workload, spec: ClusterSpec, *, sizes: bool = False) -> Infeasible:
+    """Tell which jobs of ``workload`` would not fit on an empty ``spec``, with reasons.
+
+    With ``sizes`` an elastic job is judged by the fewest GPUs it can run on (of any types, if it
+    mixes them), not by its gang.
+    """
     kinds = Counter(_Kind(n.gpu_type, n.num_gpus, n.cpu_milli, n.memory_mib) for n in spec.nodes)
     reasons = tuple(_misfit(request, kinds) for request in workload.requests)
     bad = np.array([reason is not None for reason in reasons], dtype=bool)
     request_of = workload.request_of
     mask = bad[request_of] if reasons else np.zeros(len(workload), dtype=bool)
-    return Infeasible(mask=mask, by_request=reasons, request_of=request_of)
+    elastic: dict[int, Misfit | None] = {}
+    if sizes and workload.elastic:
+        elastic = _smallest(workload, kinds)
+        for rank, found in elastic.items():
+            mask[rank] = found is not None
+    return Infeasible(mask=mask, by_request=reasons, request_of=request_of, elastic=elastic)
+
+
+def _smallest(workload: Workload, kinds: Mapping[_Kind, int]) -> dict[int, Misfit | None]:
+    """The verdict on each elastic job at its least size, by rank."""
+    known: dict[Request, Misfit | None] = {}
+    verdicts: dict[int, Misfit | None] = {}
+    for job in workload.jobs():
+        if job.elastic is None:
+            continue
+        request, least = job.request, job.elastic.least_gpus
+        small = replace(
+            request,
+            num_gpus=least,
+            gpu_types=() if job.elastic.mixes_types else request.gpu_types,
+            cpu_milli=-(-request.cpu_milli // request.num_gpus) * least,
+            memory_mib=-(-request.memory_mib // request.num_gpus) * least,
+        )
+        if small not in known:
+            known[small] = _misfit(small, kinds)
+        found = known[small]
+        if found is not None and job.elastic.mixes_types and found.code == "too_many_gpus":
+            enough = sum(k.num_gpus * n for k, n in kinds.items()) >= least
+            found = None if enough else found
+        verdicts[job.rank] = found
+    return verdicts
 
 
 def misfit(request: Request, spec: ClusterSpec) -> Misfit | None:

@@ -72,7 +72,7 @@ class Levels(Policy):
             if job.running:
                 return level._replace(queue=level.queue + 1, entered_s=now)
             return Level(0, self.served(job, now), job.executed(now), now)
-        return level if event == "migrate" else level._replace(entered_s=now)
+        return level if event in ("migrate", "resize") else level._replace(entered_s=now)
 
     def changes_at(self, job: JobState, now: float) -> float:
         """When the job reaches the end of its queue, or has starved."""
