@@ -1,4 +1,6 @@
-"""``tandem train``: train LONGER, or a baseline, on the generator whose best AUC is known.
+"""``tandem train`` and ``tandem bench model``.
+
+``train``: LONGER, or a baseline, on the generator whose best AUC is known.
 
 One function call: ``models.train.trainer.train``. Everything that changes a number is an option
 here and is saved in the run; a run that is resumed must be given the same ones.
@@ -10,13 +12,13 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from models.baselines.registry import BASELINES
+from models.bench.cli import PARTS, add_bench
 from models.config import PRESETS
 from models.errors import ModelError
 
@@ -25,11 +27,10 @@ if TYPE_CHECKING:
     from models.train.config import TrainConfig
     from models.train.trainer import Progress, Trained
 
-_PARTS = ("features", "inner", "cross", "self", "head")
-
 
 def add_commands(subparsers: Any) -> None:
     """Register this room's commands."""
+    add_bench(subparsers)
     train = subparsers.add_parser(
         "train",
         help="train LONGER or a baseline on generated histories",
@@ -86,7 +87,7 @@ def _add_step_options(group: Any) -> None:
             f"--{name}",
             action="append",
             default=[],
-            choices=_PARTS,
+            choices=PARTS,
             help=f"a part of the network to {does}; may be repeated",
         )
 
@@ -109,11 +110,12 @@ def _add_habit_options(group: Any) -> None:
 def _train(args: argparse.Namespace) -> int:
     if find_spec("torch") is None:
         raise ModelError("training needs torch", expected="pip install 'tandem-lab[train]'")
+    from models.device import threads, usable_device
     from models.train.trainer import Habits, train
 
     config, data = _run_of(args)
     peak = None if args.peak_tflops is None else args.peak_tflops * 1e12
-    with _threads(args.threads), _Bar(args.quiet) as on_step:
+    with threads(args.threads), _Bar(args.quiet) as on_step:
         trained = train(
             config,
             data,
@@ -121,7 +123,7 @@ def _train(args: argparse.Namespace) -> int:
             seed=args.seed,
             out=args.out,
             resume=args.resume,
-            device=_device(args.device),
+            device=usable_device(args.device),
             habits=Habits(
                 evaluate_every=args.evaluate_every,
                 eval_samples=args.eval_samples,
@@ -161,32 +163,6 @@ def _run_of(args: argparse.Namespace) -> tuple[TrainConfig, Generator]:
         curriculum=parse_curriculum(args.curriculum),
     )
     return config, Generator(generator, args.seed)
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    if number is not None:
-        if number < 1:
-            raise ModelError("no such number", where="threads", value=number, expected="1 or more")
-        torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _device(name: str) -> str:
-    import torch
-
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # torch says both
-        text = str(error).splitlines()[0]
-        raise ModelError(f"cannot be used: {text}", where=f"device {name}") from error
-    return name
 
 
 def _say(trained: Trained, config: TrainConfig, data: Generator, *, as_json: bool) -> None:

@@ -16,7 +16,8 @@ Shapes: R rows, B samples of a segment, N queries, S keys, H heads, E width of a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,10 +170,21 @@ def _attend_at_once(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tens
         segments.cumulative_keys,
         max(part.queries for part in segments.parts),
         max(part.keys for part in segments.parts),
-        window_size=(-1, 0) if segments.plain == "causal" else (-1, -1),
+        **causal_argument(varlen_attn, causal=segments.plain == "causal"),
     )
     assert isinstance(out, Tensor)
     return out.flatten(1)
+
+
+def causal_argument(kernel: Callable[..., object], *, causal: bool) -> dict[str, Any]:
+    """Return the argument that makes ``varlen_attn`` causal, or full; its name has changed.
+
+    torch 2.10 has ``is_causal``; later versions have ``window_size`` (keys to the left, to the
+    right; -1: all).
+    """
+    if "window_size" in inspect.signature(kernel).parameters:
+        return {"window_size": (-1, 0) if causal else (-1, -1)}
+    return {"is_causal": causal}
 
 
 class LayerNorm(nn.LayerNorm):

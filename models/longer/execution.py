@@ -75,25 +75,22 @@ class Execution:
         return out.float() if out.dtype == torch.bfloat16 else out
 
 
-def _attention_operators() -> frozenset[object]:
-    """The fused attention operators that this build of torch has."""
-    names = (
-        "_scaled_dot_product_flash_attention_for_cpu",
-        "_scaled_dot_product_flash_attention",
-        "_scaled_dot_product_efficient_attention",
-        "_scaled_dot_product_cudnn_attention",
-        "_flash_attention_forward",
-    )
-    found = [getattr(torch.ops.aten, name, None) for name in names]
-    return frozenset(packet.default for packet in found if packet is not None)
-
-
-_ATTENTION = _attention_operators()
+_ATTENTION = frozenset(
+    {
+        "aten._scaled_dot_product_flash_attention_for_cpu.default",
+        "aten._scaled_dot_product_flash_attention.default",
+        "aten._scaled_dot_product_efficient_attention.default",
+        "aten._scaled_dot_product_cudnn_attention.default",
+        "aten._flash_attention_forward.default",
+        "torch_attn._varlen_attn.default",  # jagged rows at once on CUDA (``attention``)
+    }
+)
+"""Names of the fused attention operators; taken apart into products, attention is recomputed."""
 
 
 def _keep_attention() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     def policy(_context: object, operator: object, *_args: object, **_kw: object) -> object:
-        kept = operator in _ATTENTION
+        kept = str(operator) in _ATTENTION
         return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
     contexts: tuple[AbstractContextManager[Any], AbstractContextManager[Any]]

@@ -62,7 +62,8 @@ def mean_square(grad_RD: Tensor) -> Tensor:  # noqa: N803
         square = torch.cat(
             (square[:, : rest.shape[1]] + rest, square[:, rest.shape[1] : half]), dim=1
         )
-    return square / dim
+    # By a tensor: CUDA multiplies by the rounded inverse of a plain number, which is another mean.
+    return square / torch.full_like(square[:1], dim)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,77 +1,136 @@
-"""LONGER on a CUDA device: the variable-length kernel agrees with the segments, and bits repeat."""
+"""LONGER on a CUDA device: kernels agree with one another and with the CPU, and bits repeat."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from models.config import TINY
+from models.config import TINY, Sampling
 from models.longer import attention
 from models.longer.attention import Segment, Segments, attend
 from models.longer.execution import PARTS, Execution
 from models.longer.network import Longer, loss
 from models.longer.sampling import lower_right
-from tests.longercases import Tables, make_batch
+from tests.gpucases import DEVICE, GPU, network_on_device, same_bits, tables_on_device
+from tests.longercases import SAMPLINGS, Tables, make_batch
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = GPU
 LENGTHS = [7, 0, 64, 12, 1, 90, 12, 3, 11]
+CAUSAL = [(3, 2, 5), (1, 4, 4), (2, 3, 17), (2, 60, 200)]
+FULL = [(3, 8, 8), (2, 5, 5), (1, 3, 3)]
 
 
-@pytest.fixture(autouse=True)
-def _strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.mark.parametrize("causal", [True, False])
-def test_the_variable_length_kernel_agrees_with_the_segments(
-    causal: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    device = torch.device("cuda")
-    shapes = [(3, 2, 5), (1, 4, 4), (2, 3, 17)] if causal else [(3, 8, 8), (2, 5, 5)]
-    parts = [Segment(b, n, s, lower_right(n, s) if causal else None) for b, n, s in shapes]
-    segments = Segments.of(parts, device=device)
-    generator = torch.Generator(device).manual_seed(0)
-    query_rows, key_rows = sum(b * n for b, n, _ in shapes), sum(b * s for b, _, s in shapes)
+def attended(segments: Segments, shapes: list[tuple[int, int, int]], width: int) -> list[Tensor]:
+    """Attention and its gradients, for the same rows every time."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
 
     def rows(count: int) -> Tensor:
         return torch.randn(
-            count, 2, 16, device=device, dtype=torch.bfloat16, generator=generator
+            count, 2, width, device=DEVICE, dtype=torch.bfloat16, generator=generator
         ).requires_grad_()
 
-    q, k, v = rows(query_rows), rows(key_rows), rows(key_rows)
-    results = []
-    for at_once in (True, False):
-        if not at_once:
-            monkeypatch.setattr(attention, "_variable_length_serves", lambda *_: False)
-        out = attend(q, k, v, segments)
-        results.append([out, *torch.autograd.grad(out.float().square().sum(), (q, k, v))])
-    for a, b in zip(*results, strict=True):
+    q = rows(sum(b * n for b, n, _ in shapes))
+    k, v = (rows(sum(b * s for b, _, s in shapes)) for _ in range(2))
+    out = attend(q, k, v, segments)
+    return [out, *torch.autograd.grad(out.float().square().sum(), (q, k, v))]
+
+
+def segments_of(shapes: list[tuple[int, int, int]], causal: bool) -> Segments:
+    parts = [Segment(b, n, s, lower_right(n, s) if causal else None) for b, n, s in shapes]
+    return Segments.of(parts, device=DEVICE)
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="the kernel is CUDA's")
+@pytest.mark.parametrize("width", [8, 32, 64])
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_variable_length_kernel_agrees_with_the_segments(
+    causal: bool, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = CAUSAL if causal else FULL
+    segments = segments_of(shapes, causal)
+    calls: list[int] = []
+    at_once = attention._attend_at_once
+
+    def counted(q: Tensor, k: Tensor, v: Tensor, held: Segments) -> Tensor:
+        calls.append(1)
+        return at_once(q, k, v, held)
+
+    monkeypatch.setattr(attention, "_attend_at_once", counted)
+    fused = attended(segments, shapes, width)
+    assert calls == [1]
+    assert same_bits(fused, attended(segments, shapes, width))
+    monkeypatch.setattr(attention, "_variable_length_serves", lambda *_: False)
+    one_by_one = attended(segments, shapes, width)
+    assert len(calls) == 2
+    for a, b in zip(fused, one_by_one, strict=True):
         assert torch.allclose(a.float(), b.float(), rtol=0.02, atol=0.02)
+    # The other alignment of the mask would not have passed.
+    wrong = attended(segments_of(shapes, not causal), shapes, width)
+    assert not torch.allclose(fused[0].float(), wrong[0].float(), rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("half", [frozenset(), PARTS])
-def test_the_same_step_gives_the_same_bits(half: frozenset[str]) -> None:
-    config = replace(TINY, inner_layers=1)
-    parts = frozenset(part for part in PARTS if part in half)
-    results = []
-    for _ in range(2):
-        network = Longer(config, execution=Execution(half=parts)).cuda()
-        tables = Tables(config)
-        tables.rows = {name: rows.cuda() for name, rows in tables.rows.items()}
-        batch = make_batch(LENGTHS, config).to("cuda")
-        logits = network(batch, tables)
-        gradients = torch.autograd.grad(loss(logits, batch.label), list(network.parameters()))
-        results.append([logits, *gradients])
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    exact = Longer(config)(make_batch(LENGTHS, config), Tables(config))
-    assert torch.allclose(results[0][0].cpu(), exact, rtol=0, atol=0.05 if half else 1e-4)
+def step(execution: Execution, how: Sampling = "recent", *, seed: int = 0) -> list[Tensor]:
+    """Logits and all gradients of a jagged batch."""
+    config = replace(TINY, inner_layers=1, sampling=how, dropout=0.1)
+    torch.manual_seed(3)
+    network = network_on_device(config, execution=execution, seed=seed)
+    tables = tables_on_device(config, torch.float32)
+    rows = [table.requires_grad_() for table in tables.rows.values()]
+    batch = make_batch(LENGTHS, config).to(DEVICE)
+    logits = network(batch, tables)
+    wanted = [*network.parameters(), *rows]
+    found = torch.autograd.grad(loss(logits, batch.label), wanted, allow_unused=True)
+    return [logits, *(g for g in found if g is not None)]
+
+
+@pytest.mark.parametrize("how", SAMPLINGS)
+@pytest.mark.parametrize("half", [False, True])
+def test_the_same_step_gives_the_same_bits(half: bool, how: Sampling) -> None:
+    execution = Execution(half=PARTS if half else frozenset())
+    once = step(execution, how)
+    for _ in range(3):
+        assert same_bits(once, step(execution, how))
+    assert not same_bits(once, step(execution, how, seed=1))
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("half", [False, True])
+def test_recomputation_changes_no_bit(half: bool, keep: bool) -> None:
+    parts = PARTS if half else frozenset[str]()
+    plain = step(Execution(half=frozenset(p for p in PARTS if p in parts)))
+    again = step(
+        Execution(
+            half=frozenset(p for p in PARTS if p in parts), recompute=PARTS, keep_attention=keep
+        )
+    )
+    assert same_bits(plain, again)
+
+
+@pytest.mark.parametrize("how", SAMPLINGS)
+def test_the_device_computes_what_the_cpu_does(how: Sampling) -> None:
+    config = replace(TINY, sampling=how)
+    batch = make_batch(LENGTHS, config)
+    exact = Longer(config).double()(batch, Tables(config))
+    network, there = network_on_device(config), batch.to(DEVICE)
+    double = network.double()(there, tables_on_device(config)).cpu()
+    assert torch.allclose(double, exact, rtol=0, atol=1e-12)
+    single = network.float()(there, tables_on_device(config)).cpu()
+    assert torch.allclose(single.double(), exact, rtol=0, atol=1e-4)
+    network.execution = Execution(half=PARTS)
+    half = network(there, tables_on_device(config)).cpu()
+    assert 0 < (half - exact).abs().max() < 0.05
+
+
+def test_gradients_agree_with_differences() -> None:
+    config = replace(TINY, d=2, heads=1, merge=2, queries=2, max_length=6, head_hidden=(3,))
+    network, tables = network_on_device(config, seed=1).double(), tables_on_device(config)
+    batch = make_batch([5, 0, 3, 1], config).to(DEVICE)
+    parameters = [*network.parameters()]
+
+    def value(*_: Tensor) -> Tensor:
+        return loss(network(batch, tables), batch.label)
+
+    assert torch.autograd.gradcheck(value, parameters, fast_mode=True)
