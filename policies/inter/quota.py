@@ -198,11 +198,14 @@ class Tenant:
         return max(0, self.used_milli[pool] - self.quota_milli[pool])
 
     def asks(self, pool: int, started: Mapping[JobState, object]) -> int:
-        """How much of its unused quota its waiting jobs could use."""
+        """How much of its unused quota its waiting jobs could use.
+
+        A gang larger than the quota could not use it: it has to borrow itself.
+        """
         left = self.left(pool)
         demand = 0
         for shape in self.shapes:
-            if pool in shape.pools:
+            if pool in shape.pools and shape.milli <= self.quota_milli[pool]:
                 for entry in shape.waiting:
                     if demand >= left:
                         return left
@@ -316,18 +319,25 @@ class Books:
             self._charge(job, job.allocation, 1)
 
     def lend(self) -> None:
-        """Let the first in line of each virtual cluster run on what nobody else asks for."""
+        """Let the first in line of each virtual cluster run on what nobody else asks for.
+
+        On an idle cluster others' asking is nothing to wait for: their first in line cannot use
+        what they ask for either, or it would run.
+        """
         blocked: set[str | None] = set()
+        idle = not self.view.running and not self.draft.changes
         walk = self.view.waiting.walk()
         for job in walk:
             group = job.shape.group
             if group not in blocked:
-                if job in self.draft.changes or self._borrow(job):
+                if job in self.draft.changes or self._borrow(job, asked=not idle):
+                    idle = False
                     continue
                 blocked.add(group)
             walk.skip_shape()
 
-    def _borrow(self, job: JobState) -> bool:
+    def _borrow(self, job: JobState, *, asked: bool) -> bool:
+        """Start a job beyond its quota; ``asked``: leave what others ask for."""
         if not self.draft.enough(job.shape):
             return False
         vc = job.shape.group or NONE
@@ -337,7 +347,7 @@ class Books:
             - sum(
                 tenant.asks(index, self.draft.changes)
                 for other, tenant in self.tenants.items()
-                if other != vc
+                if asked and other != vc
             )
             for index, pool in enumerate(self.draft.free.pools)
         ]

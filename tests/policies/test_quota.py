@@ -182,3 +182,40 @@ def test_borrowing_lets_everybody_finish(rows: list[Row], inner: str, reclaim: b
     driver, _ = drive(workload(rows), "1x4", text)
     assert driver.counts.finished == len(rows)
     assert sum(row[1] * row[2] for row in rows) == pytest.approx(sum(driver.outcomes.service_gpu_s))
+
+
+# Two gangs, each larger than its half: neither may wait for what the other could not use.
+#     gpu 3 | a a a b b
+#     gpu 2 | a a a b b
+#     gpu 1 | a a a b b
+#     gpu 0 | . . . . .
+def test_gangs_larger_than_their_quotas_borrow_in_turn() -> None:
+    rows: list[Row] = [(0, 3, 3, "a"), (0, 2, 3, "b")]
+    assert starts("quota:shares=a=1;b=1,borrow=true", rows) == [0, 3]
+    # Smaller jobs behind them that their quota could hold, but whose turn it is not, block nobody.
+    rows += [(0, 1, 2, "a"), (0, 1, 2, "b")]
+    done, _ = run("quota:shares=a=1;b=1,borrow=true", rows)
+    assert done.complete
+    with pytest.raises(StarvationError):
+        run("quota:shares=a=1;b=1", rows)
+
+
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.integers(0, 9),
+            st.integers(1, 9),
+            st.integers(1, 6),
+            st.sampled_from(["a", "b", "c"]),
+        ),
+        min_size=1,
+        max_size=8,
+    ),
+    inner=st.sampled_from(["fifo", "best-effort", "easy:estimates=true", "srtf", "tiresias"]),
+)
+@settings(max_examples=150)
+def test_who_may_borrow_never_starves(rows: list[Row], inner: str) -> None:
+    inner, _, parameters = inner.partition(":")
+    parameters = "".join(f",inner.{p}" for p in parameters.split(",") if p)
+    done, _ = run(f"quota:inner={inner}{parameters},borrow=true", rows, "2x3")
+    assert done.complete
