@@ -1,4 +1,4 @@
-"""``tandem train`` and ``tandem bench model``.
+"""``tandem train``, ``tandem bench model`` and ``tandem serve``.
 
 ``train``: LONGER, or a baseline, on the generator whose best AUC is known.
 
@@ -21,6 +21,7 @@ from models.baselines.registry import BASELINES
 from models.bench.cli import PARTS, add_bench
 from models.config import PRESETS
 from models.errors import ModelError
+from models.serve.cli import add_publish_options, add_serve, publisher
 
 if TYPE_CHECKING:
     from models.data.generator import Generator
@@ -57,7 +58,9 @@ def add_commands(subparsers: Any) -> None:
     _add_data_options(train.add_argument_group("samples"))
     _add_step_options(train.add_argument_group("steps"))
     _add_habit_options(train.add_argument_group("beside the steps (changes no number)"))
+    add_publish_options(train.add_argument_group("versions for serving"))
     train.set_defaults(run=_train)
+    add_serve(subparsers)
 
 
 def _add_data_options(group: Any) -> None:
@@ -114,6 +117,7 @@ def _train(args: argparse.Namespace) -> int:
     from models.train.trainer import Habits, train
 
     config, data = _run_of(args)
+    publish = publisher(args, config)
     peak = None if args.peak_tflops is None else args.peak_tflops * 1e12
     with threads(args.threads), _Bar(args.quiet) as on_step:
         trained = train(
@@ -130,6 +134,8 @@ def _train(args: argparse.Namespace) -> int:
                 save_every=args.save_every,
                 peak_flops_per_s=peak,
                 on_step=on_step,
+                publish=publish,
+                publish_every=args.publish_every,
             ),
         )
     _say(trained, config, data, as_json=args.json)

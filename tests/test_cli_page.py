@@ -13,8 +13,8 @@ import pytest
 import tandem
 from tests.test_docs import commands
 
-# The first needs a network, the last what it brings; the demo takes a while.
-NOT_RUN = ("traces fetch tiresias", "demo", "run data/60_job.csv")
+# The first needs a network, the third what it brings; the demo takes a while, a server for ever.
+NOT_RUN = ("traces fetch tiresias", "demo", "run data/60_job.csv", "serve")
 
 
 def leaves(parser: argparse.ArgumentParser, path: str = "") -> Iterator[str]:

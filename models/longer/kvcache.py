@@ -9,7 +9,9 @@ head. A candidate adds ``num_cross + 1`` rows of its own, which see the cache an
 other candidate.
 
 Scores equal those of the whole network up to rounding (fp64: 1e-12). Bits may differ, because
-matrix products of other shapes may add in another order.
+matrix products of other shapes may add in another order. The same holds for ``encode_many`` and
+``score_many``, which take several users at once, jagged: what belongs to all of them alike (maps of
+rows, feed-forward networks) is one product, attention is each user's own.
 
 What ``append`` supports: ages and positions of cached events must stay as they were. So groups
 and positions must be counted from the oldest event, queries be the recent ones, and the history not
@@ -19,12 +21,14 @@ group is merged again, and the cross layer runs for new tokens, user and CLS; se
 anew over the sampled tokens, whose window has moved. For a request at another time with true ages,
 encode anew.
 
-Shapes: R rows, Q candidates, C = num_cross + 1, S cached keys, H heads, E width of a head.
+Shapes: B users, R rows, Q candidates, C = num_cross + 1, S cached keys, H heads, E width of a head.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,12 +36,12 @@ from torch import Tensor
 from models.batch import Lookup
 from models.config import LongerConfig
 from models.errors import ModelError
-from models.longer.attention import Block, Segment, Segments, attend
+from models.longer.attention import Block, Segment, Segments, attend, take_rows
 from models.longer.check import check_candidates, check_events, check_ids
 from models.longer.execution import Part
 from models.longer.layout import Layout, plan
 from models.longer.network import Longer
-from models.longer.sampling import Ints, lower_right, standing
+from models.longer.sampling import Ints, lower_right
 
 CHUNK = 256
 """Candidates scored at once; bounds the memory of the attention scores."""
@@ -98,8 +102,17 @@ class Cache:
     @property
     def nbytes(self) -> int:
         """Bytes that scoring reads: keys, values and the last rows."""
-        tensors = [self.free, *(t for pair in self.layers for t in pair)]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return _bytes([self.free, *(t for pair in self.layers for t in pair)])
+
+    @property
+    def held_nbytes(self) -> int:
+        """Bytes that keeping the cache takes: what scoring reads, and what ``append`` needs."""
+        columns = [getattr(self.tail, f.name) for f in fields(Events)]
+        return self.nbytes + _bytes([self.user, self.sampled, *columns])
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 @torch.no_grad()
@@ -108,29 +121,39 @@ def encode(network: Longer, user: Tensor, events: Events, lookup: Lookup) -> Cac
 
     The newest ``max_length`` events count. The network must be in evaluation mode, as for scoring.
     """
+    check_ids("user", user, ())
+    return encode_many(network, user.view(1), [events], lookup)[0]
+
+
+@torch.no_grad()
+def encode_many(
+    network: Longer, users: Tensor, histories: Sequence[Events], lookup: Lookup
+) -> list[Cache]:
+    """Encode the histories of ``users`` (B,) at once; as ``encode`` for each, up to rounding."""
     config = network.config
     _evaluating(network)
-    check_events(events.item, events.category, events.action, events.age_s, config)
-    check_ids("user", user, ())
-    events = events[max(0, len(events) - config.max_length) :]
-    tokens, layout = _merged(network, events, 0, lookup)
-    free = _free(network, user, lookup)
-    through = _layers(
-        network,
-        tokens=tokens,
-        chosen=network.chosen(tokens, layout),
-        free=free,
-        stands=standing(len(tokens), len(free), config.queries, config.sampling),
-    )
-    return Cache(
-        config=config,
-        user=user,
-        layers=through.layers,
-        free=through.free,
-        events=len(events),
-        tail=events[len(events) // config.merge * config.merge :],
-        sampled=through.sampled,
-    )
+    check_ids("user", users, (len(histories),))
+    for events in histories:
+        check_events(events.item, events.category, events.action, events.age_s, config)
+    if not histories:
+        return []
+    histories = [events[max(0, len(events) - config.max_length) :] for events in histories]
+    tokens, layout = _merged(network, histories, 0, lookup)
+    free = _free(network, users[layout.order], lookup)
+    layers, sampled, last = _all_layers(network, tokens, free, layout)
+    places = layout.places.tolist()
+    return [
+        Cache(
+            config=config,
+            user=users[number],
+            layers=tuple((keys[place], values[place]) for keys, values in layers),
+            free=last[place],
+            events=len(events),
+            tail=_tail(events, config),
+            sampled=sampled[place],
+        )
+        for number, (place, events) in enumerate(zip(places, histories, strict=True))
+    ]
 
 
 @torch.no_grad()
@@ -140,13 +163,13 @@ def append(network: Longer, cache: Cache, later: Events, lookup: Lookup) -> Cach
     _evaluating(network)
     _same_network(network, cache)
     check_events(later.item, later.category, later.action, later.age_s, config)
-    _appendable(config, cache.events + len(later))
+    check_appendable(config, cache.events + len(later))
     if len(later) == 0:
         return cache
     whole = cache.events // config.merge  # complete merged tokens, which stay as they are
     tail = cache.tail.followed_by(later)
-    tokens, _ = _merged(network, tail, whole * config.merge, lookup)
-    free = _free(network, cache.user, lookup)
+    tokens, _ = _merged(network, [tail], whole * config.merge, lookup)
+    free = _free(network, cache.user.view(1), lookup)[0]
     chosen = tokens[-min(config.queries, len(tokens)) :]
     k, v = cache.layers[0]
     incomplete = len(cache.tail) > 0  # then the last sampled token is the group that has changed
@@ -165,7 +188,7 @@ def append(network: Longer, cache: Cache, later: Events, lookup: Lookup) -> Cach
         layers=through.layers,
         free=through.free,
         events=cache.events + len(later),
-        tail=tail[len(tail) // config.merge * config.merge :],
+        tail=_tail(tail, config),
         sampled=through.sampled,
     )
 
@@ -173,55 +196,108 @@ def append(network: Longer, cache: Cache, later: Events, lookup: Lookup) -> Cach
 @torch.no_grad()
 def score(network: Longer, cache: Cache, candidates: Candidates, lookup: Lookup) -> Tensor:
     """Return the logits (Q,) of candidates against a cache; ModelError for bad candidates."""
-    _same_network(network, cache)
+    return score_many(network, [(cache, candidates)], lookup)[0]
+
+
+@torch.no_grad()
+def score_many(
+    network: Longer, asked: Sequence[tuple[Cache, Candidates]], lookup: Lookup
+) -> list[Tensor]:
+    """Return for each cache the logits of its candidates; as ``score`` for each, up to rounding."""
     _evaluating(network)
-    item, category, cross = candidates.item, candidates.category, candidates.cross
-    check_candidates(item, category, cross, len(item), network.config)
-    if len(item) == 0:
-        return torch.zeros(0, dtype=network.dtype, device=item.device)
+    for cache, candidates in asked:
+        _same_network(network, cache)
+        item = candidates.item
+        check_candidates(item, candidates.category, candidates.cross, item.numel(), network.config)
+    counts = [len(candidates.item) for _, candidates in asked]
+    if sum(counts) == 0:
+        return [torch.zeros(0, dtype=network.dtype, device=c.item.device) for _, c in asked]
     rows = network.execution.run(
         "features",
         network.globals.bound,
-        network.vectors(lookup, "cross", cross),
-        network.vectors(lookup, "item", item),
-        network.vectors(lookup, "category", category),
+        network.vectors(lookup, "cross", torch.cat([c.cross for _, c in asked])),
+        network.vectors(lookup, "item", torch.cat([c.item for _, c in asked])),
+        network.vectors(lookup, "category", torch.cat([c.category for _, c in asked])),
     )
-    return torch.cat([_score(network, cache, part) for part in torch.split(rows, CHUNK)])
+    chunks = _chunks([cache for cache, _ in asked], counts)
+    logits = [
+        _score(network, chunk, part)
+        for chunk, part in zip(chunks, torch.split(rows, CHUNK), strict=True)
+    ]
+    return list(torch.split(torch.cat(logits), counts))
 
 
-def _score(network: Longer, cache: Cache, rows_QCD: Tensor) -> Tensor:  # noqa: N803
+def _chunks(caches: Sequence[Cache], counts: Sequence[int]) -> Iterator[list[tuple[Cache, int]]]:
+    """Yield which caches the candidates of each chunk of ``CHUNK`` belong to, and how many."""
+    chunk: list[tuple[Cache, int]] = []
+    room = CHUNK
+    for cache, count in zip(caches, counts, strict=True):
+        left = count
+        while left:
+            taken = min(left, room)
+            chunk.append((cache, taken))
+            left, room = left - taken, room - taken
+            if room == 0:
+                yield chunk
+                chunk, room = [], CHUNK
+    if chunk:
+        yield chunk
+
+
+def _score(network: Longer, chunk: list[tuple[Cache, int]], rows_QCD: Tensor) -> Tensor:  # noqa: N803
     x = rows_QCD
     blocks = _blocks(network)
-    for block, (k, v) in zip(blocks, cache.layers, strict=True):
+    for number, block in enumerate(blocks):
         queries = 1 if block is blocks[-1] else x.shape[1]  # the head reads the candidate's row
-        part = _part(network, block)
-        x = network.execution.run(part, _against_cache, x, block, queries, k, v)
-    free = cache.free.expand(len(x), -1, -1)
+        held = [(*cache.layers[number], count) for cache, count in chunk]
+        x = network.execution.run(_part(network, block), _against_caches, x, block, queries, held)
+    free = torch.cat([cache.free.expand(count, -1, -1) for cache, count in chunk])
     candidate = network.head.norm(x[:, -1])
     return network.execution.run("head", network.head.judge, candidate, free)
 
 
-def _against_cache(x: Tensor, block: Block, queries: int, k: Tensor, v: Tensor) -> Tensor:
+def _against_caches(
+    x: Tensor, block: Block, queries: int, held: Sequence[tuple[Tensor, Tensor, int]]
+) -> Tensor:
     """Return the last ``queries`` rows (Q, queries, D) of x (Q, C, D) after one block.
 
-    The softmax runs over cached and own keys together; the cache is read, never copied.
+    ``held``: keys and values of a cache, and how many of the candidates are its own.
     """
     normed = block.norm(x)
     own_k, own_v = block.keys_values(normed)  # (Q, C, H, E)
     x, normed = x[:, -queries:], normed[:, -queries:]
     q = block.queries(normed)
     q = q / q.shape[-1] ** 0.5
+    counts = [count for _, _, count in held]
+    outs = [
+        _attended(part, own_keys, own_values, k, v)
+        for (k, v, _), part, own_keys, own_values in zip(
+            held,
+            torch.split(q, counts),
+            torch.split(own_k, counts),
+            torch.split(own_v, counts),
+            strict=True,
+        )
+    ]
+    return block.finish(x, torch.cat(outs).flatten(2))
+
+
+def _attended(q: Tensor, own_k: Tensor, own_v: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return what queries (Q, N, H, E) take from one cache (S, H, E) and their own (Q, C, H, E).
+
+    The softmax runs over cached and own keys together; the cache is read, never copied.
+    """
+    queries, own_keys = q.shape[1], own_k.shape[1]
     cached = torch.einsum("qnhe,she->qhns", q, k.to(q.dtype))
     own = torch.einsum("qnhe,qche->qhnc", q, own_k)
-    hidden = torch.ones(queries, own.shape[-1], dtype=torch.bool, device=x.device)
-    own = own.masked_fill(hidden.triu(own.shape[-1] - queries + 1), float("-inf"))
+    hidden = torch.ones(queries, own_keys, dtype=torch.bool, device=q.device)
+    own = own.masked_fill(hidden.triu(own_keys - queries + 1), float("-inf"))
     scores = torch.cat([cached, own], dim=-1)
     wide = torch.promote_types(scores.dtype, torch.float32)
     shares = torch.softmax(scores, dim=-1, dtype=wide).to(own_v.dtype)
-    of_cache, of_own = torch.split(shares, [k.shape[0], own.shape[-1]], dim=-1)
+    of_cache, of_own = torch.split(shares, [k.shape[0], own_keys], dim=-1)
     out = torch.einsum("qhns,she->qnhe", of_cache, v.to(q.dtype))
-    out = out + torch.einsum("qhnc,qche->qnhe", of_own, own_v)
-    return block.finish(x, out.flatten(2))
+    return out + torch.einsum("qhnc,qche->qnhe", of_own, own_v)
 
 
 def _blocks(network: Longer) -> list[Block]:
@@ -230,30 +306,85 @@ def _blocks(network: Longer) -> list[Block]:
     return [block for block in blocks if isinstance(block, Block)]
 
 
-def _merged(network: Longer, events: Events, first: int, lookup: Lookup) -> tuple[Tensor, Layout]:
-    """Return merged tokens (S, D) of events, the first of which is the ``first`` of its history."""
+def _merged(
+    network: Longer, histories: Sequence[Events], first: int, lookup: Lookup
+) -> tuple[Tensor, Layout]:
+    """Return merged tokens (S_total, D) and their layout, with the free globals alone.
+
+    The first event of each history here is the ``first`` of the whole one.
+    """
+    device = histories[0].item.device
     layout = plan(
-        torch.tensor([0, len(events)]),
+        torch.tensor([0, *(len(events) for events in histories)]).cumsum(0),
         network.config,
-        device=events.item.device,
+        device=device,
         num_globals=network.head.free,
         first_position=first,
     )
     rows = layout.events
+    item, category, action, age_s = (
+        torch.cat([getattr(events, f.name) for events in histories])[rows] for f in fields(Events)
+    )
     tokens = network.merged(
-        network.vectors(lookup, "item", events.item[rows]),
-        network.vectors(lookup, "category", events.category[rows]),
-        events.action[rows],
-        events.age_s[rows],
+        network.vectors(lookup, "item", item),
+        network.vectors(lookup, "category", category),
+        action,
+        age_s,
         layout,
     )
     return tokens, layout
 
 
-def _free(network: Longer, user: Tensor, lookup: Lookup) -> Tensor:
-    """Return the tokens of user and CLS (1 + num_cls, D)."""
-    vectors = network.vectors(lookup, "user", user.view(1))
-    return network.execution.run("features", network.globals.free, vectors)[0]
+def _free(network: Longer, users: Tensor, lookup: Lookup) -> Tensor:
+    """Return the tokens of users and CLS (B, 1 + num_cls, D)."""
+    vectors = network.vectors(lookup, "user", users)
+    return network.execution.run("features", network.globals.free, vectors)
+
+
+def _tail(events: Events, config: LongerConfig) -> Events:
+    """Return the events of the incomplete group, copied, so that the others can be forgotten."""
+    rows = slice(len(events) // config.merge * config.merge, None)
+    return Events(**{f.name: getattr(events, f.name)[rows].clone() for f in fields(Events)})
+
+
+_Parts = list[Tensor]
+
+
+def _all_layers(
+    network: Longer, tokens: Tensor, free: Tensor, layout: Layout
+) -> tuple[list[tuple[_Parts, _Parts]], _Parts, _Parts]:
+    """Take whole histories through all layers; lists are by user, in the layout's order.
+
+    Returns keys and values of each layer, the sampled tokens after the first, and the last
+    normalised rows of user and CLS. What is returned is copied: one user's part can be kept while
+    the others are forgotten.
+    """
+    users, m, width = free.shape
+    flat = free.reshape(users * m, width)
+    keys = take_rows(torch.cat([tokens, flat]), layout.keys)
+    rows = take_rows(torch.cat([network.chosen(tokens, layout), flat]), layout.queries)
+    k, v, rows = _through(network, network.cross, rows, keys, layout.cross, None)
+    key_rows = _per_user(layout.cross, "keys")
+    query_rows = _per_user(layout.cross, "queries")
+    layers = [(_split(k, key_rows), _split(v, key_rows))]
+    sampled = [part[:-m].clone() for part in torch.split(rows, query_rows)]
+    blocks = _blocks(network)
+    for block in blocks[1:]:
+        final = block is blocks[-1]  # the head reads the free rows alone
+        queries = take_rows(rows, layout.heads) if final else rows
+        segments = layout.last if final else layout.self_
+        k, v, rows = _through(network, block, queries, rows, segments, None)
+        layers.append((_split(k, query_rows), _split(v, query_rows)))
+    heads = rows if len(blocks) > 1 else take_rows(rows, layout.heads)
+    return layers, sampled, _split(network.head.norm(heads), [m] * users)
+
+
+def _per_user(segments: Segments, rows: Literal["queries", "keys"]) -> list[int]:
+    return [getattr(part, rows) for part in segments.parts for _ in range(part.samples)]
+
+
+def _split(rows: Tensor, counts: list[int]) -> _Parts:
+    return [part.clone() for part in torch.split(rows, counts)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,30 +403,34 @@ def _layers(
     chosen: Tensor,
     free: Tensor,
     stands: Ints,
-    kept: tuple[Tensor, Tensor] | None = None,
-    window: Tensor | None = None,
+    kept: tuple[Tensor, Tensor],
+    window: Tensor,
 ) -> _Layers:
-    """Take merged tokens and free tokens through all layers.
+    """Take the last merged tokens and the free tokens of a history through all layers.
 
     ``chosen``: query tokens; with the free ones they ``stands`` at these keys. ``kept``: keys and
     values of merged tokens before ``tokens``; ``window``: sampled tokens before ``chosen`` that are
     through the cross layer already.
     """
     queries, keys = torch.cat([chosen, free]), torch.cat([tokens, free])
-    k, v, rows = _through(network, network.cross, queries, keys, stands, kept)
-    sampled = rows[: len(chosen)]
-    if window is not None:
-        sampled = torch.cat([window, sampled])[-network.config.queries :]
-        rows = torch.cat([sampled, rows[len(chosen) :]])
+    one = _one_user(len(queries), len(kept[0]) + len(keys), stands, free.device)
+    k, v, rows = _through(network, network.cross, queries, keys, one, kept)
+    sampled = torch.cat([window, rows[: len(chosen)]])[-network.config.queries :]
+    rows = torch.cat([sampled, rows[len(chosen) :]])
     layers = [(k, v)]
     blocks = _blocks(network)
     for block in blocks[1:]:
         queries = rows[-len(free) :] if block is blocks[-1] else rows
         stands = lower_right(len(queries), len(rows))
-        k, v, rows = _through(network, block, queries, rows, stands, None)
+        one = _one_user(len(queries), len(rows), stands, free.device)
+        k, v, rows = _through(network, block, queries, rows, one, None)
         layers.append((k, v))
     last = network.head.norm(rows[-len(free) :])
-    return _Layers(layers=tuple(layers), sampled=sampled, free=last)
+    return _Layers(layers=tuple(layers), sampled=sampled.clone(), free=last)
+
+
+def _one_user(queries: int, keys: int, stands: Ints, device: torch.device) -> Segments:
+    return Segments.of([Segment(1, queries, keys, stands)], device=device)
 
 
 def _through(
@@ -303,7 +438,7 @@ def _through(
     block: Block,
     queries: Tensor,
     keys: Tensor,
-    stands: Ints,
+    segments: Segments,
     kept: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return keys, values (kept ones first) and the query rows after one block."""
@@ -311,9 +446,8 @@ def _through(
         k, v = block.keys_values(block.norm(keys))
         if kept is not None:
             k, v = torch.cat([kept[0], k]), torch.cat([kept[1], v])
-        one = Segments.of([Segment(1, len(queries), len(k), stands)], device=keys.device)
         q = block.queries(block.norm(queries))
-        rows = block.finish(queries, attend(q, k, v, one))
+        rows = block.finish(queries, attend(q, k, v, segments))
     return k, v, rows.to(network.dtype)
 
 
@@ -336,7 +470,7 @@ def _same_network(network: Longer, cache: Cache) -> None:
         )
 
 
-def _appendable(config: LongerConfig, events: int) -> None:
+def check_appendable(config: LongerConfig, events: int) -> None:
     """Raise ModelError unless cached rows stay valid when the history grows to ``events``."""
     for name, needed in (("alignment", "oldest"), ("positions", "oldest"), ("sampling", "recent")):
         if getattr(config, name) != needed:

@@ -7,7 +7,7 @@ step, tiers, serving from the training state); how each part works is ours, and 
 from models.sparse.evict import Eviction
 from models.sparse.gradients import SparseGradient, accumulate, joined
 from models.sparse.optimizer import RowAdagrad, RowAdam, RowOptimizer
-from models.sparse.published import Published, ServingTables, publish, versions
+from models.sparse.published import Published, ServingTables, publish, retire, versions
 from models.sparse.state import load_tables, save_tables
 from models.sparse.table import EmbeddingTable, TableState
 from models.sparse.tableset import TableSet
@@ -29,6 +29,7 @@ __all__ = [
     "joined",
     "load_tables",
     "publish",
+    "retire",
     "save_tables",
     "versions",
 ]

@@ -2,11 +2,14 @@
 
 A version is a folder ``v000001``, ``v000002``, ... with the dense tensors, one file of weights per
 table (no optimizer state, no ids that have no row yet), and ``manifest.json``, which lists each
-file's size and SHA-256. It is made under a temporary name, flushed to the disk, and renamed: a
-folder named like a version is complete, and a publish that fails leaves the versions that were.
-Whoever holds an open version keeps it; files of a version never change. The paper keeps training
+file's size and SHA-256 and says what was published (``about``). It is made under a temporary name,
+flushed to the disk, and renamed: a folder named like a version is complete, and a publish that
+fails leaves the versions that were.
+Whoever holds an open version keeps it; files of a version never change. Old versions go by
+``retire``, the name first, so that what has a name is whole until the end. The paper keeps training
 and serving on one state (LONGER, section 3, "no parameter server"); how versions are handed over is
-not disclosed. Leaves out: removing old versions, and differences between versions.
+not disclosed. Leaves out: differences between versions, and folders under a temporary name that a
+killed publisher left (``.making-...``; nobody reads them, and they may be removed).
 """
 
 from __future__ import annotations
@@ -43,10 +46,42 @@ def versions(folder: str | Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def publish(folder: str | Path, dense: Mapping[str, Tensor], tables: TableSet) -> int:
+def path_of(folder: str | Path, version: int) -> Path:
+    """Return the folder of a version."""
+    return Path(folder) / f"v{version:06d}"
+
+
+def retire(folder: str | Path, *, keep: int) -> list[int]:
+    """Remove all but the newest ``keep`` (1 or more) versions, and return which are gone.
+
+    Who has one of them open goes on with it; who is opening one is told that it cannot be read.
+    Raises ModelError if the disk refuses; versions that are still named are then whole.
+    """
+    if keep < 1:
+        raise ModelError("no version would stay", where="keep", value=keep, expected="1 or more")
+    gone = []
+    try:
+        for version in versions(folder)[:-keep]:
+            hidden = Path(folder) / f".gone-{secrets.token_hex(6)}"
+            try:
+                path_of(folder, version).rename(hidden)
+            except FileNotFoundError:
+                continue  # another one retired it
+            shutil.rmtree(hidden)
+            gone.append(version)
+    except OSError as error:
+        raise ModelError(f"cannot be removed: {error.strerror}", where=folder) from error
+    return gone
+
+
+def publish(
+    folder: str | Path, dense: Mapping[str, Tensor], tables: TableSet, *, about: Any = None
+) -> int:
     """Write the next version of ``folder`` (made if need be) and return its number.
 
     ``dense``: tensors by name, as of ``Module.state_dict()``, of the same step as ``tables``.
+    ``about``: JSON values that say what network it is.
+
     Raises ModelError, with the versions as they were, if look-ups are waiting for a step, if a
     dense value is not a tensor, or if the disk refuses (if only the last flush of the folder's name
     fails, the version is there, and whole, but may not outlast a power cut).
@@ -64,7 +99,7 @@ def publish(folder: str | Path, dense: Mapping[str, Tensor], tables: TableSet) -
         making.mkdir(parents=True)
         try:
             files = _write(making, dense, tables)
-            return _name(folder, making, tables.step, files)
+            return _name(folder, making, tables.step, files, about)
         finally:
             shutil.rmtree(making, ignore_errors=True)
     except OSError as error:
@@ -100,19 +135,20 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _name(folder: Path, making: Path, step: int, files: dict[str, Any]) -> int:
+def _name(folder: Path, making: Path, step: int, files: dict[str, Any], about: Any) -> int:
     """Give the folder the next free number; another publisher may take one at the same time."""
     version = max(versions(folder), default=0)
     while True:
         version += 1
         manifest = {"schema": SCHEMA, "version": version, "step": step, "files": files}
+        manifest["about"] = about
         manifest["check"] = _check_of(manifest)
         with (making / MANIFEST).open("w", encoding="utf-8") as file:
             file.write(_canonical(manifest))
             file.flush()
             os.fsync(file.fileno())
         flush_folder(making)
-        target = folder / f"v{version:06d}"
+        target = path_of(folder, version)
         try:
             making.rename(target)
         except OSError:
@@ -148,6 +184,16 @@ class ServingTables:
         moved = {n: (m, i.to(device), w.to(device)) for n, (m, i, w) in self._tables.items()}
         return ServingTables(moved)
 
+    @property
+    def dims(self) -> dict[str, int]:
+        """Width of each table's rows."""
+        return {name: meta["dim"] for name, (meta, _, _) in self._tables.items()}
+
+    @property
+    def num_rows(self) -> dict[str, int]:
+        """Rows of each table; other ids have their initial value."""
+        return {name: len(ids) for name, (_, ids, _) in self._tables.items()}
+
     def __call__(self, table: str, ids: Tensor) -> Tensor:
         """Return (..., dim) float32 for ``ids`` (...,) int64; errors as of ``TableSet``."""
         if table not in self._tables:
@@ -158,19 +204,28 @@ class ServingTables:
             )
         meta, known, weights = self._tables[table]
         flat = ids.reshape(-1)
-        rows = initial_rows(meta["base"], flat, meta["dim"], meta["scale"])
         if len(known):
             place = torch.searchsorted(known, flat).clamp(max=len(known) - 1)
-            rows = torch.where((known[place] == flat)[:, None], weights[place], rows)
+            rows = weights[place]
+            without = (known[place] != flat).nonzero()[:, 0]
+        else:
+            rows = weights.new_empty((len(flat), meta["dim"]))
+            without = torch.arange(len(flat), device=flat.device)
+        # Most ids have a row, and hashing one is dear beside reading it.
+        rows[without] = initial_rows(meta["base"], flat[without], meta["dim"], meta["scale"])
         return rows.reshape(*ids.shape, meta["dim"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """One version, checked and in memory: dense tensors by name, and tables to look up in."""
+    """One version, checked and in memory: dense tensors by name, and tables to look up in.
+
+    ``about`` is what its publisher said of it, None if nothing.
+    """
 
     version: int
     step: int
+    about: Any
     dense: dict[str, Tensor]
     tables: ServingTables
 
@@ -191,7 +246,7 @@ class Published:
                 expected=f"one of {known}" if known else "a folder with published versions",
             )
         number = known[-1] if version == "latest" else version
-        place = folder / f"v{number:06d}"
+        place = path_of(folder, number)
         manifest = _read_manifest(place / MANIFEST, number)
         dense: dict[str, Tensor] = {}
         tables = {}
@@ -204,7 +259,11 @@ class Published:
                 meta["base"] = base_of(meta["seed"], meta["table"])
                 tables[meta["table"]] = (meta, arrays["ids"], arrays["weights"])
         return Published(
-            version=number, step=manifest["step"], dense=dense, tables=ServingTables(tables)
+            version=number,
+            step=manifest["step"],
+            about=manifest.get("about"),
+            dense=dense,
+            tables=ServingTables(tables),
         )
 
 

@@ -88,6 +88,8 @@ class Habits:
     ``evaluate_every``, ``save_every``: in steps; 0: only at the end. ``eval_samples``: those after
     the training samples; 0: no evaluation. ``keep``: checkpoints that stay. ``peak_flops_per_s``:
     what the device could do, for MFU; None leaves it empty. ``on_step`` is called after each step.
+    ``publish`` is called with the state after every ``publish_every`` steps (0: never on the way)
+    and at the end; what it raises ends the run, which can resume.
     """
 
     evaluate_every: int = 0
@@ -97,11 +99,13 @@ class Habits:
     keep: int = 2
     peak_flops_per_s: float | None = None
     on_step: Callable[[Progress], None] | None = None
+    publish: Callable[[State], object] | None = None
+    publish_every: int = 0
 
     def __post_init__(self) -> None:
         for name, least in (
             *(("evaluate_every", 0), ("eval_samples", 0), ("eval_batch", 1)),
-            *(("save_every", 0), ("keep", 1)),
+            *(("save_every", 0), ("keep", 1), ("publish_every", 0)),
         ):
             if getattr(self, name) < least:
                 raise ModelError(
@@ -215,7 +219,10 @@ class _Run:
                 if self.due(self.habits.save_every):
                     self.save()
                 self.evaluate(signals)
+                if self.state.step < self.steps and self.due(self.habits.publish_every):
+                    self.publish()
             self.save()
+            self.publish()
         except Interrupted:
             self.save()
             raise KeyboardInterrupt(
@@ -306,6 +313,16 @@ class _Run:
         if self.evaluation_log.last_step != step:
             values = {f.name: getattr(self.evaluation, f.name) for f in fields(Evaluation)}
             self.evaluation_log.add({"step": step, "visible": visible} | values)
+
+    def publish(self) -> None:
+        """Hand the state to whoever serves it; if that fails, the run can go on from here."""
+        if self.habits.publish is None:
+            return
+        try:
+            self.habits.publish(self.state)
+        except ModelError:
+            self.save()
+            raise
 
     def save(self) -> None:
         """Write the rows, then the checkpoint they belong to."""
