@@ -37,19 +37,25 @@ class Moment(simpy.Event):
     empty event still passes through the heap.
     """
 
+    # What SimPy asks of every event that has happened: it has no value, and it did not fail. Said
+    # once for all moments, because a run makes millions.
+    _value = None
+    _ok = True
+
     def __init__(
         self, env: Clock, call: Callable[[Moment], object] | None, subject: Any = None
     ) -> None:
         self.env = env
         self.callbacks = [] if call is None else [call]  # type: ignore[list-item]
-        self._value = None
-        self._ok = True
         self.subject = subject
 
     def cancel(self) -> None:
         """Let the instant pass without a call."""
         if self.callbacks is not None:
-            self.callbacks.clear()
+            self.callbacks = []
+
+
+Calls = tuple[Callable[[Any], object], ...]
 
 
 class Clock(simpy.Environment):
@@ -59,13 +65,13 @@ class Clock(simpy.Environment):
     if not TYPE_CHECKING:
         now = property(attrgetter("_now"))
 
-    def again(self, moment: Moment, kind: EventPriority, call: Callable[[Moment], object]) -> None:
-        """Schedule a moment that has passed once more, at this instant."""
-        moment.callbacks = [call]  # type: ignore[list-item]
-        heappush(self._queue, (self._now, kind, next(self._eid), moment))
+    def post(self, moment: Moment, time_s: float, kind: EventPriority, calls: Calls) -> None:
+        """Schedule a moment that was made elsewhere, or that has passed, to make these calls.
 
-    def post(self, moment: Moment, time_s: float, kind: EventPriority) -> None:
-        """Schedule a moment that was made elsewhere."""
+        SimPy only iterates over them, so many moments may share one tuple; no process can wait for
+        such a moment.
+        """
+        moment.callbacks = calls  # type: ignore[assignment]
         heappush(self._queue, (time_s, kind, next(self._eid), moment))
 
     def events(self) -> int:

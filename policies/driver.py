@@ -11,8 +11,7 @@ kinds is that of the clock's priorities.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Generator, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
 
 import simpy
 
@@ -36,7 +35,7 @@ from policies.plan import Plan
 from policies.sampling import Fragmented, samples
 from policies.state import RUNNING, WAITING, JobState
 from policies.view import LiveView
-from traces import Allocation, ClusterSpec, Elastic, UsageError, WorkerMap, Workload
+from traces import Allocation, ClusterSpec, Elastic, Job, UsageError, WorkerMap, Workload
 from traces.runlog import END_REASONS, EVENT_CODE
 from traces.workermap import Gpu, devices_of
 
@@ -113,7 +112,11 @@ class Driver:
         self._end = simpy.Event(clock)
         self._arrived = False
         self._deciding = False
-        self._decision = Moment(clock, None)
+        # One moment serves all decisions, and one all arrivals: there is never more than one ahead.
+        self._decision, self._decisions = Moment(clock, None), (self._decide,)
+        self._arrival, self._arrivals = Moment(clock, None), (self._take_in,)
+        self._coming = workload.jobs()
+        self._next_job: Job | None = None
         self._stopping = False
         self._interval_s = interval = policy.interval_s
         if interval is not None and not 0.0 < interval < math.inf:
@@ -136,7 +139,7 @@ class Driver:
         if len(self.workload) == 0:
             self.complete = True
             return
-        self.clock.process(self._arrivals())
+        self._await(next(self._coming))
         if self._sample_s is not None:
             first_s = float(self.workload.table["submit_s"].iloc[0])
             log, measure = self.log, self._fragmented
@@ -151,24 +154,33 @@ class Driver:
         """End the run at the next decision (safe to call from a signal handler)."""
         self._stopping = True
 
-    def _arrivals(self) -> Generator[Moment, Any, None]:
+    def _await(self, job: Job) -> None:
+        """Take in this job, the next to come, when it comes."""
+        self._next_job = job
         clock = self.clock
-        for job in self.workload.jobs():
-            if job.submit_s > clock.now:
-                yield clock.at(job.submit_s, ARRIVAL)
-            self.counts.submitted += 1
+        clock.post(self._arrival, max(job.submit_s, clock.now), ARRIVAL, self._arrivals)
+
+    def _take_in(self, _: Moment) -> None:
+        """Take in the jobs that are submitted at this instant."""
+        view, log = self.view, self.log
+        view.now = now = self.clock.now
+        job = self._next_job
+        while job is not None and job.submit_s <= now:
             rank = job.rank
+            self.counts.submitted += 1
+            log.event(now, SUBMIT, rank)
             if rank in self._infeasible:
                 self.outcomes.status[rank] = IS_REJECTED
                 self.counts.rejected += 1
-                self.log.event(clock.now, SUBMIT, rank)
-                self.log.event(clock.now, REJECTED, rank)
-                continue
-            self.view.now = clock.now
-            self._jobs[rank] = self.view.submit(job, self._estimate(job))
-            self.log.event(clock.now, SUBMIT, rank)
-            if not self._deciding:
-                self._ask()
+                log.event(now, REJECTED, rank)
+            else:
+                self._jobs[rank] = view.submit(job, self._estimate(job))
+                if not self._deciding:
+                    self._ask()
+            job = next(self._coming, None)
+        if job is not None:
+            self._await(job)
+            return
         self._arrived = True
         if not self._jobs:
             self._end.succeed(True)
@@ -178,7 +190,8 @@ class Driver:
         self._deciding = True
         interval = self._interval_s
         if interval is None:
-            self.clock.again(self._decision, DECIDE, self._decide)
+            clock = self.clock
+            clock.post(self._decision, clock.now, DECIDE, self._decisions)
         else:
             self.clock.at(_round_at(self.clock.now, interval), DECIDE, self._decide)
 

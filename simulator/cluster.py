@@ -47,9 +47,11 @@ class SimulatedStint(Moment):
     ``saved_s``: work that a checkpoint holds whatever happens.
     """
 
+    lost_s = 0.0
+
     def __init__(
         self,
-        cluster: SimulatedCluster,
+        clock: Clock,
         rank: int,
         done_s: float,
         begin_s: float,
@@ -57,16 +59,12 @@ class SimulatedStint(Moment):
         saved_s: float,
     ) -> None:
         # Not through super(): a run makes one per start.
-        self.env = cluster.clock
-        self.callbacks = [cluster.finish]
-        self._value = None
-        self._ok = True
+        self.env = clock
         self.rank = rank
         self.done_s = done_s
         self.begin_s = begin_s
         self.rate = rate
         self.saved_s = saved_s
-        self.lost_s = 0.0
 
 
 class SimulatedCluster:
@@ -90,6 +88,7 @@ class SimulatedCluster:
         self._done: dict[int, float] = {}  # work that jobs which wait again have kept
         self._saving: dict[tuple[int, int], float] = {}  # GPU -> when it has saved the last job
         self._listener: Listener | None = None
+        self._finishing = (self._finish,)  # what every stint calls at its end
         self.returning = 0  # devices that are out of service and will come back
 
     def attach(self, listener: Listener) -> None:
@@ -106,12 +105,13 @@ class SimulatedCluster:
         """Run a job on devices that are free."""
         rank = job.rank
         done_s = self._done.pop(rank, 0.0) if self._done else 0.0
-        if (
-            self._plain and job.elastic is None
-        ):  # nothing to wait or pay for: a run starts most of its jobs this way
-            now = self.clock.now
-            stint = self._stints[rank] = SimulatedStint(self, rank, done_s, now, 1.0, done_s)
-            self.clock.post(stint, now + (job.job.duration_s - done_s), FINISH)
+        if self._plain and job.elastic is None:
+            # Nothing to wait or pay for: a run starts most of its jobs this way.
+            clock = self.clock
+            now = clock.now
+            stint = self._stints[rank] = SimulatedStint(clock, rank, done_s, now, 1.0, done_s)
+            end_s = now + (job.job.duration_s - done_s)
+            clock.post(stint, end_s, FINISH, self._finishing)
             return
         self._begin(job, allocation, done_s, done_s, self.model.start_cost_s(job))
 
@@ -154,9 +154,10 @@ class SimulatedCluster:
             rate = self.model.elastic_rate(job, allocation, self.spec)
         else:
             rate = 1.0 if self._uniform else self.model.rate(allocation, self.spec)
-        stint = SimulatedStint(self, job.rank, done_s, begin_s, rate, saved_s)
+        stint = SimulatedStint(self.clock, job.rank, done_s, begin_s, rate, saved_s)
         self._stints[job.rank] = stint
-        self.clock.post(stint, begin_s + (job.job.duration_s - done_s) / rate, FINISH)
+        end_s = begin_s + (job.job.duration_s - done_s) / rate
+        self.clock.post(stint, end_s, FINISH, self._finishing)
 
     def _ready_s(self, allocation: Allocation) -> float:
         """When the last of these devices has saved what ran there before."""
@@ -178,7 +179,7 @@ class SimulatedCluster:
             stint.done_s += (now - stint.begin_s) * stint.rate
         return stint
 
-    def finish(self, stint: SimulatedStint) -> None:
+    def _finish(self, stint: SimulatedStint) -> None:
         """A stay ends because the job's work is done (the clock calls this)."""
         del self._stints[stint.rank]
         assert self._listener is not None

@@ -23,13 +23,13 @@ import numpy as np
 import pandas as pd
 
 from policies.books import NoLog
-from policies.clock import Clock
 from policies.contract import PlacementPolicy, Policy
 from policies.driver import Driver
 from policies.errors import naming_the_policy
 from policies.model import Model
 from policies.placement.fragmentation import Fragmentation, typical
 from policies.registry import make_placement, make_policy
+from simulator.clock import SimulatedClock
 from simulator.cluster import Checkpoints, SimulatedCluster
 from simulator.failures import Source
 from simulator.outages import Outages
@@ -101,7 +101,7 @@ def simulate(
         raise UsageError(f"seed is {seed}; expected a whole number from 0 to 2^64 - 1")
     without_time = _untimed(workload, untimed)
     without_place = _misfits(workload, spec, misfits, sizes=inter.resizes)
-    clock = Clock(_start_s(workload))
+    clock = SimulatedClock(_start_s(workload))
     if until_s is not None and not until_s >= clock.now:
         raise UsageError(f"until is {until_s} s; expected {clock.now:.12g} s (the start) or later")
     backend = SimulatedCluster(clock, spec, model, checkpoints)
