@@ -291,17 +291,24 @@ class Driver:
         free, request = self.view.free, job.request
         try:
             shares, milli = allocation
-            if len(shares) == 1 and milli == 1000 == request.gpu_milli and not free.limited:
-                ((node, mask),) = shares  # the common case, without a call
-                if (
-                    type(allocation) is Allocation
-                    and 0 <= node < len(free.pool_of)
-                    and free.pool_of[node] in job.shape.pools
-                    and mask & free.mask[node] == mask
-                    and mask.bit_count() == request.num_gpus
-                ):
-                    return
-        except (TypeError, ValueError, AttributeError):
+            if milli == 1000 == request.gpu_milli and not free.limited:
+                # The common case, without a call: whole GPUs, free, of one type, and as many as
+                # were asked for. Nodes ascend; none of them is empty.
+                left, last, masks, pool_of = request.num_gpus, -1, free.mask, free.pool_of
+                pool = pool_of[shares[0][0]] if pool_of else -1
+                for node, mask in shares:
+                    if (
+                        last < node < len(pool_of)
+                        and pool_of[node] == pool
+                        and 0 < mask == mask & masks[node]
+                    ):
+                        last, left = node, left - mask.bit_count()
+                    else:
+                        break
+                else:
+                    if left == 0 and pool in job.shape.pools and type(allocation) is Allocation:
+                        return
+        except (TypeError, ValueError, AttributeError, IndexError):
             pass  # not even made of numbers: it is said below
         wrong = fault_of(job, allocation, free)
         if wrong is not None:

@@ -8,6 +8,7 @@ unique, so jobs are never compared.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush, heapreplace, merge
 from typing import Any
@@ -54,13 +55,14 @@ class Shape:
 class WaitingJobs:
     """Waiting jobs in the policy's order."""
 
-    __slots__ = ("_count", "_first", "_milli", "shapes")
+    __slots__ = ("_count", "_first", "_milli", "_next", "shapes")
 
     def __init__(self) -> None:
         self.shapes: list[Shape] = []  # those with somebody waiting, in order of first need
         self._count = 0
         self._milli = 0
         self._first: Entry | None = None  # if known
+        self._next: tuple[Entry, Entry] | None = None  # one, and the next in order, if known
 
     @classmethod
     def of(cls, shapes: Iterable[Shape]) -> WaitingJobs:
@@ -98,6 +100,26 @@ class WaitingJobs:
             self._first = best
         return None if best is None else best[2]
 
+    def after(self, job: JobState) -> JobState | None:
+        """The next waiting job in order behind this one, which waits too, or None."""
+        before = job.entry
+        assert before is not None
+        best: Entry | None = None
+        for shape in self.shapes:
+            waiting = shape.waiting
+            items, place = waiting.items, waiting.head
+            if not before < items[place]:
+                place = bisect_right(items, before, place)
+                if place == len(items):
+                    continue
+            entry: Entry = items[place]
+            if best is None or entry < best:
+                best = entry
+        if best is None:
+            return None
+        self._next = (before, best)
+        return best[2]
+
     def walk(self) -> Walk:
         """Iterate in order with the possibility to leave a shape out from here on."""
         return Walk(self.shapes)
@@ -122,6 +144,7 @@ class WaitingJobs:
             waiting.add(entry)
         self._count += 1
         self._milli += shape.milli
+        self._next = None
         if self._first is not None and entry < self._first:
             self._first = entry
 
@@ -129,9 +152,12 @@ class WaitingJobs:
         """Take a job out."""
         shape = job.shape
         waiting = shape.waiting
-        waiting.remove(job.entry)
-        if job.entry is self._first:
-            self._first = None
+        entry, following = job.entry, self._next
+        waiting.remove(entry)
+        if entry is self._first:
+            known = following is not None and following[0] is entry
+            self._first = following[1] if known and following is not None else None
+        self._next = None
         if len(waiting.items) == waiting.head:
             self.shapes.remove(shape)
         job.entry = None

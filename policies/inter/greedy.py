@@ -30,14 +30,10 @@ from policies.view import ClusterView
 def admit(view: ClusterView, draft: Draft, *, blocks: bool) -> None:
     """Start waiting jobs in order; at a misfit stop (``blocks``) or pass on to the next."""
     if blocks:
-        first = view.waiting.first()
-        if first is None or not draft.start(first):
-            return
-        line = iter(view.waiting.walk())
-        next(line)
-        for job in line:
-            if not draft.start(job):
-                return
+        waiting = view.waiting
+        job = waiting.first()
+        while job is not None and draft.start(job):
+            job = waiting.after(job)
         return
     fitting = [shape for shape in view.waiting.shapes if draft.enough(shape)]
     if not fitting:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import ne
 
 from policies.free import WHOLE, FreeGpus, flat
 from traces import ClusterSpec, Node, Request, UsageError
@@ -202,22 +203,23 @@ class Fragmentation:
         if self._spec is not free.spec:
             self._spec = free.spec
             self._measure = Measure(self.classes, free.spec)
-            self._seen: list[tuple[object, ...] | None] = [None] * len(free.spec.nodes)
+            self._seen: Sequence[tuple[object, ...] | None] = [None] * len(free.spec.nodes)
             self._milli = [0.0] * len(free.spec.nodes)
-        totals = [0.0] * len(free.pools)
-        now = zip(
-            flat(free.mask),
-            flat(free.shared),
-            flat(free.cpu_milli),
-            flat(free.memory_mib),
-            strict=True,
+        now = list(
+            zip(
+                flat(free.mask),
+                flat(free.shared),
+                flat(free.cpu_milli),
+                flat(free.memory_mib),
+                strict=True,
+            )
         )
-        for node, seen in enumerate(now):
-            pool = free.pool_of[node]
-            if pool < 0:
-                continue
-            if seen != self._seen[node]:
-                self._seen[node] = seen
+        for node, changed in enumerate(map(ne, now, self._seen)):
+            if changed and free.pool_of[node] >= 0:
                 self._milli[node] = self._measure.milli(node, state_of(free, node))
-            totals[pool] += self._milli[node]
+        self._seen = now
+        totals = [0.0] * len(free.pools)
+        for pool, milli in zip(free.pool_of, self._milli, strict=True):
+            if pool >= 0:
+                totals[pool] += milli
         return [milli / WHOLE for milli in totals]
