@@ -17,6 +17,7 @@ from typing import Any
 from traces import Allocation, ClusterSpec, Request
 
 WHOLE = 1000
+FEW_NODES = 256  # up to so many it is cheaper to copy their masks than to read through to them
 
 
 class Overlay(dict[int, Any]):
@@ -157,7 +158,8 @@ class FreeGpus:
         other.bits = self.bits
         other.pools = self.pools.copy()
         other.pool_of = self.pool_of
-        other.mask = Overlay(self.mask)
+        small = len(self.bits) <= FEW_NODES
+        other.mask = self.mask.copy() if small else Overlay(self.mask)
         other.shared = self.shared  # overlaid before the first write
         other.limited = self.limited
         other.cpu_milli = Overlay(self.cpu_milli) if self.limited else self.cpu_milli

@@ -15,7 +15,7 @@ end of the running order, so a decision costs about what it changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
 from heapq import heappop, heappush
 from operator import itemgetter
 from typing import Any
@@ -53,7 +53,7 @@ def preempt(policy: Policy, view: ClusterView, draft: Draft) -> None:
     if not view.waiting:
         return
     shapes = view.waiting.shapes
-    if _by_count(view) and all(s.countable for s in shapes):
+    if _by_count(view, shapes):
         if len(view.free.pools) == 1:
             _Pass(policy, view, draft, 0, shapes).run()
             return
@@ -64,10 +64,18 @@ def preempt(policy: Policy, view: ClusterView, draft: Draft) -> None:
     _preempt_by_place(policy, view, draft)
 
 
-def _by_count(view: ClusterView) -> bool:
+def _by_count(view: ClusterView, shapes: list[Shape]) -> bool:
     """Whether counting wholly free GPUs decides what fits, now and after any running job ends."""
     free = view.free
-    return view.placement.by_count and not free.limited and not any(p.sharing for p in free.pools)
+    if not view.placement.by_count or free.limited:
+        return False
+    for shape in shapes:
+        if not shape.countable:
+            return False
+    for pool in free.pools:
+        if pool.sharing:
+            return False
+    return True
 
 
 class Tail:
@@ -76,38 +84,32 @@ class Tail:
     ``entries`` holds those looked at so far; ``more()`` adds the next, or says there is none.
     """
 
-    __slots__ = ("_source", "entries")
+    __slots__ = ("_head", "_items", "_now", "_order", "_place", "_pool", "_pool_of", "entries")
 
     def __init__(self, policy: Policy, view: ClusterView, pool: int | None) -> None:
         self.entries: list[Entry] = []
-        self._source = self._upward(policy, view, pool)
-
-    @staticmethod
-    def _upward(policy: Policy, view: ClusterView, pool: int | None) -> Iterator[Entry]:
-        now, pool_of, order = view.now, view.free.pool_of, policy.order
-        if len(view.free.pools) == 1:
-            pool = None
-        if policy.orders_running and (view.steady or not policy.orders_by_work):
-            jobs: Iterator[JobState] = reversed(view.running)
-            entries: Iterable[Entry] = ((order(job, now), job.rank, job) for job in jobs)
+        self._now, self._order, self._pool_of = view.now, policy.order, view.free.pool_of
+        self._pool = None if len(view.free.pools) == 1 else pool
+        queue = view.running.order
+        if queue is not None and (view.steady or not policy.orders_by_work):
+            self._items, self._head = queue.items, queue.head
         else:
-            entries = sorted(((order(j, now), j.rank, j) for j in view.running), reverse=True)
-        if pool is None:
-            yield from entries
-            return
-        for entry in entries:
-            allocation = entry[2].allocation
-            assert allocation is not None
-            if pool_of[allocation.shares[0][0]] == pool:
-                yield entry
+            order, now = self._order, self._now
+            self._items, self._head = sorted((order(j, now), j.rank, j) for j in view.running), 0
+        self._place = len(self._items)
 
     def more(self) -> bool:
         """Look at one more."""
-        entry = next(self._source, None)
-        if entry is None:
-            return False
-        self.entries.append(entry)
-        return True
+        while self._place > self._head:
+            self._place -= 1
+            job: JobState = self._items[self._place][2]
+            if self._pool is not None:
+                assert job.allocation is not None
+                if self._pool_of[job.allocation.shares[0][0]] != self._pool:
+                    continue
+            self.entries.append((self._order(job, self._now), job.rank, job))
+            return True
+        return False
 
     def at(self, position: int) -> Entry | None:
         """The ``position``-th from the end, or None."""
@@ -120,7 +122,8 @@ class Tail:
 class _Pass:
     """One exact greedy pass over one pool, by count.
 
-    ``rivals`` are the shapes whose next job may still enter: ``[entry, GPUs, shape, position]``.
+    ``rivals`` are the shapes whose next job may still enter: ``[entry, GPUs, shape, place in its
+    waiting.items]``.
     Once the next of a shape has found too little it stays out, until somebody leaves behind it.
     """
 
@@ -135,14 +138,14 @@ class _Pass:
         self.entered: list[JobState] = []
         self.shapes = shapes
         self.rivals: list[list[Any]] = []
-        last = self.tail.at(0)
+        last, free = self.tail.at(0), self.free
         for shape in shapes:
             waiting = shape.waiting
             entry = waiting.items[waiting.head]
-            if self.free >= shape.num_gpus or (
+            if free >= shape.num_gpus or (
                 last is not None and entry < last and self._finds_room(entry, shape.num_gpus)
             ):
-                self.rivals.append([entry, shape.num_gpus, shape, 0])
+                self.rivals.append([entry, shape.num_gpus, shape, waiting.head])
 
     def run(self) -> None:
         """Find who enters and who leaves, then tell the draft."""
@@ -163,16 +166,19 @@ class _Pass:
         if room >= num_gpus:
             return True
         tail = self.tail
-        entries = tail.entries
-        position = 0
-        while position < len(entries) or tail.more():
-            lower = entries[position]
+        for lower in tail.entries:
             if lower < entry:
                 return False
             room += lower[2].shape.num_gpus
             if room >= num_gpus:
                 return True
-            position += 1
+        while tail.more():
+            lower = tail.entries[-1]
+            if lower < entry:
+                return False
+            room += lower[2].shape.num_gpus
+            if room >= num_gpus:
+                return True
         return False
 
     def _leaver(self) -> int:
@@ -188,7 +194,8 @@ class _Pass:
 
     def _first_rival(self, leaver: int | None) -> list[Any] | None:
         """The first in order among those that still find room, if it comes before ``leaver``."""
-        rivals = [r for r in self.rivals if self._finds_room(r[0], r[1])]
+        free = self.free
+        rivals = [r for r in self.rivals if free >= r[1] or self._finds_room(r[0], r[1])]
         self.rivals = rivals
         if not rivals:
             return None
@@ -202,8 +209,9 @@ class _Pass:
         self.entered.append(entry[2])
         self.free -= num_gpus
         position += 1
-        if position < len(shape.waiting):
-            rival[0], rival[3] = shape.waiting[position], position
+        items = shape.waiting.items
+        if position < len(items):
+            rival[0], rival[3] = items[position], position
         else:
             self.rivals.remove(rival)
 
@@ -218,9 +226,10 @@ class _Pass:
             waiting = shape.waiting
             if free < shape.num_gpus and (last is None or last < entry):
                 continue
-            behind = waiting.bisect_right(entry)
-            if behind < len(waiting):
-                self.rivals.append([waiting[behind], shape.num_gpus, shape, behind])
+            items = waiting.items
+            behind = bisect_right(items, entry, waiting.head)
+            if behind < len(items):
+                self.rivals.append([items[behind], shape.num_gpus, shape, behind])
 
 
 def _preempt_by_place(policy: Policy, view: ClusterView, draft: Draft) -> None:

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from policies.contract import Policy
 from policies.inter.greedy import admit, preempt
 from policies.plan import Draft
-from policies.state import JobState
+from policies.state import RUNNING, JobState
 from policies.view import ClusterView
 
 
@@ -75,9 +75,10 @@ class Srtf(Policy):
 
     def order(self, job: JobState, now: float) -> float:
         """Estimated time left; negative for a job that has outrun its estimate."""
-        if job.running:
+        if job.phase == RUNNING:
             if job.rate == 1.0 and now >= job.begin_s:
-                return job.finish_estimate_s() - now  # the same, rounded as running_order is
+                # The same, rounded as running_order is.
+                return job.begin_s + (job.estimate_s - job.done_s) - now
             return job.estimate_s - job.progress_s(now)
         return job.estimate_s - job.done_s
 
