@@ -137,7 +137,7 @@ def _compared(results: Sequence[Result], group: str, title: str) -> str:
 
 
 def exponent(lengths: Sequence[float], aucs: Sequence[float]) -> float:
-    """Return the slope of log(AUC - 1/2) over log(length), by least squares; NaN at or below 1/2."""
+    """Return the slope of log(AUC - 1/2) over log(length), NaN at or below 1/2."""
     above = np.asarray(aucs) - 0.5
     if (above <= 0).any():
         return math.nan
