@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# benchmarks/gpu.sh FOLDER: everything that needs one CUDA device, in under three minutes.
+# benchmarks/gpu.sh FOLDER: everything that needs one CUDA device, in under four minutes.
 #
 # Runs tests/gpu and the benchmarks of the workload from the checkout's root, with the python that is
 # there (TANDEM_PYTHON; torch, NumPy and pytest are enough), and leaves in FOLDER:
 #   tests.txt, tests.xml          the tests, as said and as JUnit
 #   model.json, model.txt         training: Transformer, lengths, precision, recomputation, profile
 #   sparse.json, sparse.txt       sparse tables
+#   serving.json, serving.txt     scores with and without the cache
 #   summary.txt                   exit code and seconds of each
 # Each part has a limit; one that fails does not stop the next. Exit code: that of the tests.
 set -u
@@ -47,4 +48,5 @@ smoke=()
 part model 70 "$python" benchmarks/model.py --device "$device" --out "$out/model.json" \
     ${smoke[@]+"${smoke[@]}"}
 part sparse 30 "$python" benchmarks/sparse.py --device "$device" --repeats 8 --out "$out/sparse.json"
+part serving 40 "$python" benchmarks/serving.py --device "$device" --no-http --out "$out/serving.json"
 exit $tests

@@ -150,7 +150,15 @@ def _filled(
                 value=tuple(dense[name].shape) if name in dense else "no such tensor",
                 expected=str(tuple(wanted[name].shape)) if name in wanted else "no such tensor",
             )
-    network.to(dense["globals.cls"].dtype).load_state_dict(dict(dense))
+    dtype = dense["globals.cls"].dtype
+    if dtype not in {torch.float32, torch.float64}:
+        raise ModelError(
+            "parameters of a precision that is not served",
+            where=where,
+            value=str(dtype),
+            expected="float32 (parts of the network may compute in bfloat16) or float64",
+        )
+    network.to(dtype).load_state_dict(dict(dense))
     return network
 
 

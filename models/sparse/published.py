@@ -212,7 +212,8 @@ class ServingTables:
             rows = weights.new_empty((len(flat), meta["dim"]))
             without = torch.arange(len(flat), device=flat.device)
         # Most ids have a row, and hashing one is dear beside reading it.
-        rows[without] = initial_rows(meta["base"], flat[without], meta["dim"], meta["scale"])
+        if len(without):
+            rows[without] = initial_rows(meta["base"], flat[without], meta["dim"], meta["scale"])
         return rows.reshape(*ids.shape, meta["dim"])
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from models.config import LongerConfig, Sampling
+from models.config import PAPER, LongerConfig, Sampling
 from models.errors import ModelError
 from models.longer import kvcache
+from models.longer.flops import candidate_flops, sample_flops
 from models.longer.kvcache import Cache, Candidates, encode, encode_many, score, score_many
 from models.longer.network import Longer
+from models.serve.flops import encode_flops, score_flops, speedup
 from tests.longercases import SAMPLINGS, SMALL, Tables, candidates, history, make_batch
 
 LENGTHS = [7, 0, 20, 3, 20, 1, 26, 6]
@@ -87,3 +92,34 @@ def test_nobody_and_nothing() -> None:
     flat = Candidates(item=none.item.view(0, 1), category=none.category, cross=none.cross)
     with pytest.raises(ModelError, match="candidate_item: has another shape"):
         score_many(network, [(cache, flat)], tables)
+
+
+@pytest.mark.parametrize("length", [0, 5, 20])
+@pytest.mark.parametrize(
+    "change", [{}, {"self_layers": 0}, {"self_layers": 2, "num_cross": 1, "num_cls": 2}]
+)
+def test_operations_are_those_that_torch_counts(length: int, change: dict[str, Any]) -> None:
+    config = replace(SMALL, **change)
+    network, tables = Longer(config), Tables(config)
+    batch = make_batch([length], config)
+    asked = candidates(make_batch([0] * 7, config))
+    # torch counts no fused attention on a CPU, so it is taken apart into products.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        cache = encode(network, batch.user[0], history(batch, 0), tables)
+    assert encode_flops(config, length) == counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter:
+        score(network, cache, asked, tables)
+    assert 7 * score_flops(config, length) == counter.get_total_flops()
+
+
+def test_what_the_cache_saves() -> None:
+    one_row = replace(PAPER, num_cross=0, num_cls=2)  # four globals, three of them kept
+    whole = sample_flops(one_row, 2000).layers
+    assert whole / candidate_flops(one_row, 2000) == pytest.approx(115, abs=0.5)
+    # One candidate costs the same with the cache as without; many approach the ratio of what one
+    # candidate takes.
+    ratios = [speedup(PAPER, 2000, n) for n in (1, 10, 100, 1000, 10**9)]
+    assert 0.95 < ratios[0] < 1.05
+    assert ratios == sorted(ratios)
+    whole = sample_flops(PAPER, 2000, whole_last_layer=False).forward
+    assert ratios[-1] == pytest.approx(whole / score_flops(PAPER, 2000), rel=1e-3)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -392,6 +395,21 @@ def test_columns_may_be_arrays(service: Service, model: Model) -> None:
     ):
         with pytest.raises(ModelError, match=words):
             service.encode(whose(asked), History(**(columns | {name: wrong})))
+
+
+def test_without_http_nothing_but_torch_is_needed(repo: Path) -> None:
+    names = "{m.split('.')[0] for m in sys.modules}"
+    unwanted = "{'fastapi', 'pydantic', 'uvicorn', 'httpx', 'pandas', 'pyarrow', 'simpy'}"
+    code = "import sys; sys.path.insert(0, 'benchmarks'); import serving, models.serve.service; "
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}print(sorted({names} & {unwanted}))"],
+        cwd=repo,
+        env=os.environ | {"PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "[]\n"
 
 
 def test_percentiles_by_nearest_rank() -> None:

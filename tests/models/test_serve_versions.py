@@ -159,6 +159,7 @@ def test_parts_that_do_not_fit_each_other_are_refused(tmp_path: Path) -> None:
     odd = dense | {"spare": torch.zeros(3)}
     other_tables = Model(replace(CONFIG, user_dim=3)).tables
     nan = {name: value * float("nan") for name, value in dense.items()}
+    half = {name: value.bfloat16() for name, value in dense.items()}
     shape = about()["model"]
     for number, (tensors, tables, said, words) in enumerate(
         [
@@ -171,8 +172,9 @@ def test_parts_that_do_not_fit_each_other_are_refused(tmp_path: Path) -> None:
             (some, model.tables, about(), "head.norm.bias: the tensors of another network"),
             (wide, model.tables, about(), r"head.norm.bias: .*\(found \(3,\)\); expected \(12,\)"),
             (odd, model.tables, about(), "spare: .*expected no such tensor"),
+            (half, model.tables, about(), "a precision that is not served .found 'torch.bfloat16"),
             (dense, other_tables, about(), "table 'user': .* fit the network .found 3.; .* of 8"),
-            (nan, model.tables, about(), "v000011: gives scores that are not finite"),
+            (nan, model.tables, about(), "v000012: gives scores that are not finite"),
         ]
     ):
         assert publish(tmp_path, tensors, tables, about=said) == number + 1
