@@ -1,0 +1,166 @@
+"""Traffic between the devices of one job: a process group of its own for each generation.
+
+A *generation* is the time between two changes of a job's devices. Each has a group built directly
+(``ProcessGroupGloo`` on the CPU, ``ProcessGroupNCCL`` on CUDA) on a key-value store of the agent,
+under a prefix of its own; torch's global default group is never touched, so groups of many jobs and
+generations live side by side in one process. Building one takes about 10 ms on one machine. When a
+peer dies its sockets close and every waiting operation fails at once; the group is then useless and
+is thrown away.
+
+All operations are started in the same order on every device and counted in bytes sent to others.
+NCCL is written to the same calls and was not run: there was no second GPU to run it on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from executor.errors import PeerLostError
+
+_MEETING_S = 0.002  # between two looks at whether all are here
+
+
+class Pending:
+    """An operation that was started. ``wait`` returns when its output is there."""
+
+    def __init__(self, work: Any, keep: tuple[Tensor, ...] = ()) -> None:
+        self._work = work
+        self._keep = keep  # the group reads its inputs until it is done
+
+    def wait(self) -> None:
+        """Wait for the output. Raises PeerLostError if a device is gone or too slow."""
+        if self._work is None:
+            return
+        try:
+            self._work.wait()
+        except RuntimeError as error:
+            raise PeerLostError("the exchange broke", where=str(error).split("\n")[0]) from None
+        finally:
+            self._work, self._keep = None, ()
+
+
+class Exchange:
+    """The devices of one generation: this is ``index`` of ``size``.
+
+    ``address``: host and port of the agent's store; ``prefix`` names job and generation. ``device``
+    "cuda" adds a group for tensors on the GPU to that for tensors on the CPU. With one device there
+    is no group and nothing is sent. Raises PeerLostError if the others do not come
+    within ``timeout_s``, or if ``abandoned`` says that waiting for them is in vain.
+    """
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        prefix: str,
+        index: int,
+        size: int,
+        *,
+        timeout_s: float = 60.0,
+        device: torch.device | str = "cpu",
+        abandoned: Callable[[], bool] | None = None,
+    ) -> None:
+        self.index = index
+        self.size = size
+        self.sent_bytes = 0
+        self.device = torch.device(device)
+        self._groups: dict[str, Any] = {}
+        if size > 1:
+            try:
+                store = _meet(address, prefix, index, size, timeout_s, abandoned)
+                for kind in sorted({"cpu", self.device.type}):
+                    own = dist.PrefixStore(kind, store)
+                    self._groups[kind] = _group(address[0], own, index, size, timeout_s, kind)
+            except RuntimeError as error:
+                text = str(error).split("\n")[0]
+                raise PeerLostError("the devices did not meet", where=text) from None
+
+    def all_to_all(
+        self, output: Tensor, inputs: Tensor, output_rows: Sequence[int], input_rows: Sequence[int]
+    ) -> Pending:
+        """Start to send ``input_rows[i]`` rows to device i and receive ``output_rows[i]`` rows."""
+        if self.size == 1:
+            output.copy_(inputs)
+            return Pending(None)
+        itemsize = inputs.element_size() * (inputs[0].numel() if inputs.dim() > 1 else 1)
+        self.sent_bytes += (sum(input_rows) - input_rows[self.index]) * itemsize
+        return self._start("alltoall_base", output, inputs, list(output_rows), list(input_rows))
+
+    def all_gather(self, output: Tensor, own: Tensor) -> Pending:
+        """Start to fill ``output`` (size x n,) with ``own`` (n,) of every device."""
+        if self.size == 1:
+            output.copy_(own)
+            return Pending(None)
+        self.sent_bytes += own.numel() * own.element_size() * (self.size - 1)
+        return self._start("_allgather_base", output, own)
+
+    def send(self, tensor: Tensor, to: int) -> Pending:
+        """Start to send a contiguous tensor to a device that receives it."""
+        self.sent_bytes += tensor.numel() * tensor.element_size()
+        return self._start("send", [tensor], to, 0)
+
+    def receive(self, tensor: Tensor, source: int) -> Pending:
+        """Start to fill a contiguous tensor with what a device sends."""
+        return self._start("recv", [tensor], source, 0)
+
+    def close(self) -> None:
+        """Leave: operations of ours and of our peers that are waiting fail at once."""
+        groups, self._groups = self._groups, {}
+        for group in groups.values():
+            # A group that broke before may say so again.
+            with suppress(RuntimeError):
+                group.abort()
+
+    def _start(self, operation: str, *arguments: Any) -> Pending:
+        first = arguments[0]
+        tensor = first if isinstance(first, Tensor) else first[0]
+        group = self._groups.get(tensor.device.type)
+        if group is None:
+            raise PeerLostError("the exchange is closed")
+        keep = tuple(a for a in arguments if isinstance(a, Tensor)) or tuple(first)
+        try:
+            return Pending(getattr(group, operation)(*arguments), keep)
+        except RuntimeError as error:
+            raise PeerLostError("the exchange broke", where=str(error).split("\n")[0]) from None
+
+
+def _meet(
+    address: tuple[str, int],
+    prefix: str,
+    index: int,
+    size: int,
+    timeout_s: float,
+    abandoned: Callable[[], bool] | None,
+) -> Any:
+    """Wait until every device is here; a group that is built before would wait for the dead."""
+    timeout = timedelta(seconds=timeout_s)
+    store = dist.TCPStore(*address, is_master=False, timeout=timeout)
+    own = dist.PrefixStore(prefix, store)
+    own.set(f"here/{index}", "")
+    keys = [f"here/{i}" for i in range(size)]
+    end = time.monotonic() + timeout_s
+    while not own.check(keys):
+        if (abandoned is not None and abandoned()) or time.monotonic() > end:
+            raise PeerLostError("the devices did not meet", where=prefix)
+        time.sleep(_MEETING_S)
+    return own
+
+
+def _group(host: str, store: Any, index: int, size: int, timeout_s: float, kind: str) -> Any:
+    timeout = timedelta(seconds=timeout_s)
+    if kind == "cuda":
+        nccl = dist.ProcessGroupNCCL.Options()
+        nccl._timeout = timeout
+        return dist.ProcessGroupNCCL(store, index, size, nccl)
+    gloo = dist.ProcessGroupGloo._Options()
+    gloo._timeout = timeout
+    gloo._threads = 2
+    gloo._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
+    return dist.ProcessGroupGloo(store, index, size, gloo)

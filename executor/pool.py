@@ -1,0 +1,264 @@
+"""Warm workers by lane: processes that have imported torch and wait for a job.
+
+A *lane* is a kind of device (``executor.devices.DeviceLane``): what CUDA device a worker uses, or
+which CPU capability its torch is started with. The environment of a lane must be there before torch
+is imported, so a worker belongs to its lane for life. A job that ends gives its workers back, and
+the next one starts without the second or two that importing torch takes.
+
+Workers may be threads of this process as well (``threads=True``), for tests of the protocol: the
+pipe, the messages and the process groups are the same.
+
+Leaves out: which lane a job should use. That is decided by a worker map.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+from executor import messages as m
+from executor.errors import ExecutorError
+
+_QUIT_S = 5.0
+
+
+class Lane(Protocol):
+    """What the pool must know of a device lane."""
+
+    @property
+    def name(self) -> str:
+        """The lane's name on this machine."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Torch's name of the device."""
+        ...
+
+    def environ(self) -> Mapping[str, str]:
+        """Environment variables of a worker process on this lane."""
+        ...
+
+
+class Handle:
+    """The agent's end of one worker: a pipe, and a way to end it."""
+
+    def __init__(self, lane: Lane, number: int, pipe: Connection) -> None:
+        self.lane = lane
+        self.number = number
+        self.pipe = pipe
+        self.gone = False
+
+    def say(self, order: Any) -> bool:
+        """Send an order; False if the worker is gone."""
+        if self.gone:
+            return False
+        try:
+            self.pipe.send(order)
+        except OSError:
+            self.gone = True
+        return not self.gone
+
+    @property
+    def pid(self) -> int | None:
+        """The process, if it is one of its own."""
+        return None
+
+    def kill(self) -> None:
+        """End the worker at once, whatever it is doing."""
+        raise NotImplementedError
+
+    def wait(self, timeout_s: float) -> bool:
+        """Return whether the worker has ended within so many seconds."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"worker {self.number} ({self.lane.name})"
+
+
+class _ProcessHandle(Handle):
+    def __init__(
+        self, lane: Lane, number: int, pipe: Connection, process: subprocess.Popen[bytes]
+    ) -> None:
+        super().__init__(lane, number, pipe)
+        self._process = process
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
+    def kill(self) -> None:
+        self.gone = True
+        with suppress(OSError):
+            self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+        self.pipe.close()
+
+    def wait(self, timeout_s: float) -> bool:
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+
+class _ThreadHandle(Handle):
+    def __init__(
+        self, lane: Lane, number: int, pipe: Connection, worker: Any, thread: threading.Thread
+    ) -> None:
+        super().__init__(lane, number, pipe)
+        self._worker = worker
+        self._thread = thread
+
+    def kill(self) -> None:
+        self.gone = True
+        self._worker.kill()
+        self._thread.join(_QUIT_S)
+        self.pipe.close()
+
+    def wait(self, timeout_s: float) -> bool:
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+
+class WorkerPool:
+    """Starts workers, lends them to jobs, takes them back. Use as a context manager.
+
+    ``warm``: at most so many idle workers are kept per lane.
+    """
+
+    def __init__(self, *, threads: bool = False, warm: int = 8) -> None:
+        self._threads = threads
+        self._warm = warm
+        self._idle: dict[str, list[Handle]] = {}
+        self._all: dict[int, Handle] = {}
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        # PR_SET_PDEATHSIG goes by the thread that started a process, so one that lives as long as
+        # the pool starts them all.
+        self._starter = ThreadPoolExecutor(1, "starter")
+        self._closed = False
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def take(self, lane: Lane) -> Handle:
+        """Return a warm worker of a lane, or start one. Raises ExecutorError after ``close``."""
+        with self._lock:
+            if self._closed:
+                raise ExecutorError("the pool is closed", where=f"lane {lane.name}")
+            idle = self._idle.setdefault(lane.name, [])
+            while idle:
+                handle = idle.pop()
+                if not handle.gone and not handle.pipe.poll():
+                    return handle
+                self._forget(handle)
+        return self._start(lane)
+
+    def warm_up(self, lane: Lane, number: int) -> None:
+        """Have ``number`` idle workers of a lane started; they become ready by themselves."""
+        with self._lock:
+            missing = number - len(self._idle.setdefault(lane.name, []))
+        for _ in range(missing):
+            handle = self._start(lane)
+            with self._lock:
+                self._idle[lane.name].append(handle)
+
+    def give_back(self, handle: Handle) -> None:
+        """Take a worker back that has detached from its job; a dead one is buried."""
+        with self._lock:
+            idle = self._idle.setdefault(handle.lane.name, [])
+            if not handle.gone and not self._closed and len(idle) < self._warm:
+                idle.append(handle)
+                return
+        self.end(handle)
+
+    def end(self, handle: Handle) -> None:
+        """End one worker: ask first, then kill."""
+        if handle.say(m.Quit()) and handle.wait(_QUIT_S):
+            handle.gone = True
+            handle.pipe.close()
+        else:
+            handle.kill()
+        with self._lock:
+            self._all.pop(handle.number, None)
+
+    def bury(self, handle: Handle) -> None:
+        """Kill a worker that died, hangs or cannot be trusted."""
+        handle.kill()
+        with self._lock:
+            self._all.pop(handle.number, None)
+
+    def pids(self) -> list[int]:
+        """Return the processes of all workers that were started and not ended."""
+        with self._lock:
+            return [pid for handle in self._all.values() if (pid := handle.pid) is not None]
+
+    def close(self) -> None:
+        """End all workers, idle and lent; none is left when this returns."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            handles = list(self._all.values())
+        for handle in handles:
+            handle.say(m.Quit())
+        for handle in handles:
+            if not handle.gone and handle.wait(_QUIT_S):
+                handle.gone = True
+                handle.pipe.close()
+            else:
+                handle.kill()
+        self._all.clear()
+        self._starter.shutdown()
+
+    def _forget(self, handle: Handle) -> None:
+        handle.kill()
+        self._all.pop(handle.number, None)
+
+    def _start(self, lane: Lane) -> Handle:
+        number = next(self._numbers)
+        start = self._start_thread if self._threads else self._start_process
+        handle = self._starter.submit(start, lane, number).result()
+        with self._lock:
+            self._all[number] = handle
+        return handle
+
+    def _start_process(self, lane: Lane, number: int) -> Handle:
+        ours, theirs = Pipe()
+        environ = dict(os.environ)
+        environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+        environ.setdefault("OMP_NUM_THREADS", "1")
+        environ |= lane.environ()
+        try:
+            process = subprocess.Popen(  # noqa: S603  our own interpreter and module
+                [sys.executable, "-m", "executor.worker", str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                env=environ,
+                stdin=subprocess.DEVNULL,
+            )
+        finally:
+            theirs.close()
+        return _ProcessHandle(lane, number, ours, process)
+
+    def _start_thread(self, lane: Lane, number: int) -> Handle:
+        from executor.worker import Worker  # noqa: PLC0415  it imports torch
+
+        ours, theirs = Pipe()
+        worker = Worker(theirs, as_process=False)
+        thread = threading.Thread(target=worker.run, name=f"worker {number}", daemon=True)
+        thread.start()
+        return _ThreadHandle(lane, number, ours, worker, thread)

@@ -1,0 +1,55 @@
+"""A replica's state on its way to a newcomer: from peer to peer, over the generation's group.
+
+Small tensors travel packed together in one checked message, large ones each from its own memory, so
+a large model is not copied to be sent. State is never on the agent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from executor.exchange import Exchange
+from executor.packing import pack, unpack
+from models.sparse.arrayfile import DTYPES
+
+_LARGE_BYTES = 1 << 20
+
+
+def send_state(
+    exchange: Exchange, targets: Sequence[int], step: int, state: Mapping[str, Tensor]
+) -> None:
+    """Send a task's state to devices that are receiving it. Raises PeerLostError."""
+    large = {n: v for n, v in state.items() if v.numel() * v.element_size() >= _LARGE_BYTES}
+    listed = [[n, str(v.dtype).removeprefix("torch."), list(v.shape)] for n, v in large.items()]
+    small = {n: v for n, v in state.items() if n not in large}
+    message = torch.frombuffer(
+        bytearray(pack({"step": step, "large": listed}, small)), dtype=torch.uint8
+    )
+    parts = [torch.tensor([len(message)]), message]
+    parts += [_bytes_on_cpu(value) for value in large.values()]
+    for part in parts:
+        for sending in [exchange.send(part, target) for target in targets]:
+            sending.wait()
+
+
+def receive_state(exchange: Exchange, source: int) -> tuple[int, dict[str, Tensor]]:
+    """Return (step, state) as a device sends it. Raises PeerLostError."""
+    length = torch.zeros(1, dtype=torch.int64)
+    exchange.receive(length, source).wait()
+    message = torch.empty(int(length), dtype=torch.uint8)
+    exchange.receive(message, source).wait()
+    meta, state = unpack(message.numpy().tobytes(), f"state from device {source}")
+    for name, dtype_name, shape in meta["large"]:
+        dtype = DTYPES[dtype_name]
+        flat = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8)
+        exchange.receive(flat, source).wait()
+        state[name] = flat.view(dtype).view(shape)
+    return int(meta["step"]), state
+
+
+def _bytes_on_cpu(value: Tensor) -> Tensor:
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -1,0 +1,399 @@
+"""A worker: holds one device of at most one job, and does what the agent says.
+
+``python -m executor.worker FD`` is a worker process that speaks over the inherited pipe FD; the
+agent chose its environment before torch was imported. The same loop runs as a thread, for tests of
+the protocol: the pipe and the process group are the same, only a kill is gentler.
+
+Two threads: one reads the pipe, answers pings at once and notes a wish to pause; the other does
+requests and steps. A worker does not outlive its agent: the end of the pipe ends the process at
+once, and the kernel sends SIGKILL when the parent dies (PR_SET_PDEATHSIG), for the case that the
+process is stopped. What was being written then lies under a temporary name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from executor import checkpoint, transfer
+from executor import messages as m
+from executor.errors import ExecutorError, GarbageError, PeerLostError
+from executor.exchange import Exchange
+from executor.faults import Fault, KilledError, Probe
+from executor.hashing import context_digests, digests
+from executor.reduce import Order, order_of
+from executor.replica import Layout, Replica
+
+_PR_SET_PDEATHSIG = 1
+_EXIT_ORPHAN = 3
+
+
+class Worker:
+    """The loop of one worker. ``as_process``: whether its end may end the process."""
+
+    def __init__(self, pipe: Connection, *, as_process: bool) -> None:
+        self._pipe = pipe
+        self._as_process = as_process
+        self._sending = threading.Lock()
+        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._paused_run = -1
+        self._abandoned = -1
+        self._killed = threading.Event()
+        self._generation = -1
+        self._phase = ("idle", time.monotonic())
+        self._job: m.Attach | None = None
+        self._identity: dict[str, Any] = {}
+        self._replica: Replica | None = None
+        self._do: dict[type, Callable[[Any], Any]] = {
+            m.Attach: self._attach,
+            m.Move: self._move,
+            m.Restore: self._restore,
+            m.Configure: self._configure,
+            m.Survey: self._survey,
+            m.Digest: self._digest,
+            m.Save: self._save,
+            m.Detach: self._detach,
+        }
+
+    def run(self) -> None:
+        """Work until told to quit, or until the agent is gone."""
+        reader = threading.Thread(target=self._read, name="reader", daemon=True)
+        reader.start()
+        try:
+            while (order := self._inbox.get()) is not None:
+                if isinstance(order, m.Run):
+                    self._steps(order)
+                else:
+                    self._request(order)
+                self._now("idle")
+        except KilledError:
+            pass
+        finally:
+            self._drop()
+            self._hang_up()
+
+    def kill(self) -> None:
+        """End a worker that is a thread: it says and does nothing more."""
+        self._killed.set()
+        replica = self._replica
+        if replica is not None:
+            replica.release()
+        self._inbox.put(None)
+
+    def _hang_up(self) -> None:
+        """End the pipe for both sides, and for our reader, who may be waiting on it."""
+        with suppress(OSError), socket.socket(fileno=os.dup(self._pipe.fileno())) as end:
+            end.shutdown(socket.SHUT_RDWR)
+
+    def _read(self) -> None:
+        while True:
+            try:
+                order = self._pipe.recv()
+            except (EOFError, OSError):
+                self._orphaned()
+                return
+            if isinstance(order, m.Ping):
+                name, since = self._current_phase()
+                self._say(m.Pong(number=order.number, phase=name, phase_s=time.monotonic() - since))
+            elif isinstance(order, m.Pause):
+                self._paused_run = order.number
+            elif isinstance(order, m.Abandon):
+                self._abandoned = order.generation
+            elif isinstance(order, m.Quit):
+                self._inbox.put(None)
+                return
+            else:
+                self._inbox.put(order)
+
+    def _orphaned(self) -> None:
+        if self._as_process:
+            os._exit(_EXIT_ORPHAN)
+        self.kill()
+
+    def _say(self, news: m.News | m.Reply) -> None:
+        if self._killed.is_set():
+            return
+        try:
+            with self._sending:
+                self._pipe.send(news)
+        except OSError:
+            self._orphaned()
+
+    def _now(self, phase: str) -> None:
+        self._phase = (phase, time.monotonic())
+        if self._replica is not None:
+            self._replica.phase = phase
+
+    def _current_phase(self) -> tuple[str, float]:
+        """The phase and since when; inside a step the replica knows better."""
+        replica = self._replica
+        if replica is not None and replica.phase != self._phase[0]:
+            self._phase = (replica.phase, time.monotonic())
+        return self._phase
+
+    # Requests.
+
+    def _request(self, request: m.Request) -> None:
+        try:
+            value = self._do[type(request)](request)
+        except PeerLostError as error:
+            self._leave()
+            self._say(m.Reply(serial=request.serial, error=str(error), lost=True))
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            self._leave()
+            self._say(m.Reply(serial=request.serial, error=_text(error)))
+        else:
+            self._say(m.Reply(serial=request.serial, value=value))
+
+    def _attach(self, request: m.Attach) -> dict[str, Any]:
+        self._drop()
+        task = request.task.build(request.device)
+        if request.order is None:
+            order = order_of(task.parameters(), task.num_workers, request.bucket_bytes)
+        else:
+            order = Order.from_json(request.order)
+        self._job = request
+        self._identity = {
+            "job_id": request.job_id,
+            "task": request.task.to_json(),
+            "num_workers": task.num_workers,
+            "order": order.to_json(),
+        }
+        self._replica = Replica(
+            task,
+            order,
+            audit_every=request.habits.audit_every,
+            overlap=request.habits.overlap,
+            fetch_ahead=request.habits.fetch_ahead,
+        )
+        return self._identity
+
+    def _move(self, request: m.Move) -> int:
+        """Newcomers take parameters and optimizer state from a peer."""
+        replica, _ = self._attached()
+        self._begin(request.generation, request.faults)
+        exchange = self._meet(request.meeting)
+        try:
+            replica.probe("transfer", request.step, replica.ranks)
+            if request.targets:
+                state = replica.task.state()
+                transfer.send_state(exchange, request.targets, replica.step, state)
+            if request.source is not None:
+                replica.adopt(*transfer.receive_state(exchange, request.source))
+        finally:
+            exchange.close()
+        return replica.step
+
+    def _restore(self, request: m.Restore) -> int:
+        replica, _ = self._attached()
+        held = checkpoint.read(request.path, self._identity)
+        replica.adopt(held.step, held.state)
+        return replica.step
+
+    def _configure(self, request: m.Configure) -> int:
+        replica, _ = self._attached()
+        self._begin(request.generation, request.faults)
+        layout = Layout(
+            blocks=tuple(range(low, high) for low, high in request.blocks),
+            index=request.meeting.index,
+        )
+        replica.probe("configure", request.step, layout.own)
+        if replica.step != request.step or not replica.whole:
+            raise ExecutorError(
+                "the replica is not where it should be",
+                value=replica.step,
+                expected=f"step {request.step}",
+            )
+        exchange = self._meet(request.meeting)
+        contexts: Any = request.contexts
+        try:
+            if contexts is None:
+                contexts = replica.first_contexts([*layout.own, *layout.copied])
+            replica.configure(layout, exchange, contexts)
+        except BaseException:
+            exchange.close()
+            raise
+        return replica.step
+
+    def _begin(self, generation: int, faults: Iterable[Fault]) -> None:
+        replica, _ = self._attached()
+        replica.release()
+        self._now("configure")
+        self._generation = generation
+        replica.probe = Probe(
+            faults, report=self._report, killed=self._killed, as_process=self._as_process
+        )
+
+    def _meet(self, meeting: m.Meeting) -> Exchange:
+        replica, job = self._attached()
+        generation = self._generation
+        return Exchange(
+            meeting.address,
+            meeting.prefix,
+            meeting.index,
+            meeting.size,
+            timeout_s=job.habits.deadline_s,
+            device=replica.task.device,
+            abandoned=lambda: self._killed.is_set() or self._abandoned >= generation,
+        )
+
+    def _survey(self, _: m.Survey) -> m.Surveyed:
+        replica, _job = self._attached()
+        replica.release()
+        return m.Surveyed(
+            step=replica.step if replica.whole else None, contexts=replica.held_contexts()
+        )
+
+    def _digest(self, _: m.Digest) -> dict[str, str]:
+        replica, _job = self._attached()
+        return digests(replica.task.state()) | context_digests(replica.own_contexts())
+
+    def _save(self, request: m.Save) -> str:
+        return str(self._write(dict(request.contexts)))
+
+    def _detach(self, _: m.Detach) -> None:
+        self._drop()
+
+    def _attached(self) -> tuple[Replica, m.Attach]:
+        if self._replica is None or self._job is None:
+            raise ExecutorError("the worker has no job", expected="attach first")
+        return self._replica, self._job
+
+    def _drop(self) -> None:
+        replica, self._replica, self._job = self._replica, None, None
+        if replica is not None:
+            replica.close()
+
+    def _leave(self) -> None:
+        """Close the exchange, so that our peers do not wait for us."""
+        if self._replica is not None:
+            self._replica.release()
+
+    def _report(self, fault: Fault) -> None:
+        self._say(m.Fired(fault=fault))
+
+    # Steps.
+
+    def _steps(self, order: m.Run) -> None:
+        """Do steps until the order's end, a wish to pause, or a break."""
+        if order.generation != self._generation:
+            return
+        replica, job = self._attached()
+        every = job.habits.checkpoint_every if job.habits.folder else 0
+        try:
+            while replica.step < order.until:
+                due = every > 0 and (replica.step + 1) % every == 0
+                stop = self._paused_run >= order.number
+                report = replica.do_step(stop=stop, gather_contexts=due)
+                self._tell(replica, report, job.habits)
+                if due and replica.is_first:
+                    self._periodic(replica)
+                if report.stop:
+                    break
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            self._broke(replica, error)
+            return
+        self._say(m.Paused(generation=self._generation, step=replica.step))
+
+    def _tell(self, replica: Replica, report: Any, habits: m.Habits) -> None:
+        found: dict[str, str] = {}
+        if habits.digest_every and report.step % habits.digest_every == 0:
+            found = digests(replica.task.state()) | context_digests(replica.own_contexts())
+        if found or replica.is_first:
+            self._say(m.Progress(generation=self._generation, report=report, digests=found))
+
+    def _broke(self, replica: Replica, error: Exception) -> None:
+        """Leave the generation at once, so that nobody waits for us, and say why."""
+        culprits: tuple[int, ...] = ()
+        kind, refused = "failed", False
+        if isinstance(error, PeerLostError):
+            kind = "lost"
+        elif isinstance(error, GarbageError):
+            kind, culprits = "garbage", error.culprits
+        elif isinstance(error, ValueError) and replica.phase == "apply":
+            refused = True
+            culprits = (replica.index,) if replica.is_source_of_garbage() else ()
+        else:
+            culprits = (replica.index,)
+        step = replica.step
+        replica.release()
+        self._say(
+            m.Broke(
+                generation=self._generation,
+                step=step,
+                kind=kind,
+                text=_text(error),
+                culprits=culprits,
+                refused=refused,
+            )
+        )
+
+    def _periodic(self, replica: Replica) -> None:
+        """Write the checkpoint that is due; a disk that refuses does not stop the job."""
+        contexts = replica.held_contexts()[replica.step]
+        try:
+            path = self._write(contexts)
+        except ExecutorError as error:
+            self._say(m.Saved(step=replica.step, path=None, error=str(error)))
+        else:
+            self._say(m.Saved(step=replica.step, path=str(path)))
+
+    def _write(self, contexts: dict[int, bytes]) -> Path:
+        replica, job = self._attached()
+        if job.habits.folder is None:
+            raise ExecutorError("the job has no folder for checkpoints", expected="a folder")
+        self._now("write")
+        probe = replica.probe
+        return checkpoint.write(
+            job.habits.folder,
+            checkpoint.Checkpoint(
+                step=replica.step,
+                identity=self._identity,
+                state=replica.task.state(),
+                contexts=contexts,
+            ),
+            keep=job.habits.keep,
+            before_rename=lambda: probe("checkpoint", replica.step, replica.ranks),
+        )
+
+
+def _text(error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGKILL when the thread that started this process ends."""
+    parent = os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(_EXIT_ORPHAN)
+
+
+def main(argv: list[str]) -> int:
+    """Run a worker process on the pipe whose descriptor is the argument."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent, which ends us
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    torch.set_deterministic_debug_mode("error")
+    pipe = Connection(int(argv[0]))
+    Worker(pipe, as_process=True).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
