@@ -19,17 +19,18 @@ Leaves out: decisions. Which job runs where is its caller's.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from executor import events as e
+from executor.devices import DeviceLane
 from executor.errors import ExecutorError
 from executor.job import Job, JobSpec
-from executor.pool import Handle, Lane, WorkerPool
-from traces.workermap import Gpu, WorkerMap
+from executor.pool import Handle, Place, WorkerPool
+from traces.workermap import WorkerMap
 
 _TICK_S = 0.25
 
@@ -43,7 +44,7 @@ class Agent:
 
     def __init__(
         self,
-        lanes: Mapping[Gpu, Lane],
+        lanes: Mapping[Place, DeviceLane],
         *,
         pool: WorkerPool | None = None,
         threads: bool = False,
@@ -55,10 +56,10 @@ class Agent:
         self._clock = clock
         self._own_pool = pool is None
         self._pool = WorkerPool(threads=threads) if pool is None else pool
-        self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
         self._address = (host, int(self._store.port))
         self._events: list[e.Event] = []
-        self._queues: dict[Gpu, list[str]] = {}
+        self._queues: dict[Place, list[str]] = {}
 
     def __enter__(self) -> Agent:
         return self
@@ -68,8 +69,8 @@ class Agent:
 
     # Commands.
 
-    def warm_up(self, counts: Mapping[Gpu, int]) -> None:
-        """Have so many workers of these devices' lanes started, to be ready when they are wanted."""
+    def warm_up(self, counts: Mapping[Place, int]) -> None:
+        """Have workers of these devices' lanes started, to be ready when they are wanted."""
         for gpu, number in counts.items():
             self._pool.warm_up(self.lanes[gpu], number)
 
@@ -98,7 +99,7 @@ class Agent:
         self._job(job_id).rescale(worker_map)
         self._line_up()
 
-    def migrate(self, job_id: str, rank: int, gpu: Gpu) -> None:
+    def migrate(self, job_id: str, rank: int, gpu: Place) -> None:
         """Move one logical worker to a neighbouring device, or to one that is not in the map.
 
         Blocks of ranks stay contiguous, so a rank can move where its block borders; a rank in the
@@ -121,7 +122,7 @@ class Agent:
         """Take a job off its devices at the next step boundary."""
         self._job(job_id).stop(checkpoint=checkpoint)
 
-    def lose_lane(self, gpu: Gpu) -> None:
+    def lose_lane(self, gpu: Place) -> None:
         """A device is gone. Jobs on it go on with their other devices, or wait for a new map."""
         self.lanes.pop(gpu, None)
         for job in self.jobs.values():
@@ -129,7 +130,7 @@ class Agent:
                 job.lose(gpu)
         self._line_up()
 
-    def return_lane(self, gpu: Gpu, lane: Lane) -> None:
+    def return_lane(self, gpu: Place, lane: DeviceLane) -> None:
         """A device is there (again)."""
         self.lanes[gpu] = lane
 
@@ -154,16 +155,12 @@ class Agent:
         seen: list[e.Event] = []
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
-            for event in self.poll(min(1.0, max(0.0, end - time.monotonic()))):
-                seen.append(event)
-                if condition(event):
-                    return seen + self._later(event)
-                if isinstance(event, e.Failed):
-                    raise ExecutorError(event.reason, where=f"job {event.job_id!r}")
+            events = self.poll(min(1.0, max(0.0, end - time.monotonic())))
+            seen += events
+            if any(map(condition, events)):
+                return seen
+            _raise_failure(events)
         raise ExecutorError("nothing of the kind happened", value=f"{timeout_s:g} s")
-
-    def _later(self, _: e.Event) -> list[e.Event]:
-        return []
 
     def settle(self, job_id: str, *, timeout_s: float = 120.0) -> list[e.Event]:
         """Poll until a job stands still as it is wanted to, or is over; return the events."""
@@ -175,9 +172,7 @@ class Agent:
                 raise ExecutorError("the job does not come to rest", where=f"job {job_id!r}")
             seen += self.poll(_TICK_S)
         seen += self.poll(0.0)
-        for event in seen:
-            if isinstance(event, e.Failed):
-                raise ExecutorError(event.reason, where=f"job {event.job_id!r}")
+        _raise_failure(seen)
         return seen
 
     def advance(self, job_id: str, step: int, *, timeout_s: float = 120.0) -> list[e.Event]:
@@ -254,7 +249,13 @@ class Agent:
         )
 
 
-def moved(worker_map: WorkerMap, rank: int, gpu: Gpu) -> WorkerMap:
+def _raise_failure(events: Iterable[e.Event]) -> None:
+    for event in events:
+        if isinstance(event, e.Failed):
+            raise ExecutorError(event.reason, where=f"job {event.job_id!r}")
+
+
+def moved(worker_map: WorkerMap, rank: int, gpu: Place) -> WorkerMap:
     """Return the map after one logical worker has moved to ``gpu``.
 
     Raises ExecutorError if ranks would not be in contiguous blocks any more.
@@ -263,7 +264,7 @@ def moved(worker_map: WorkerMap, rank: int, gpu: Gpu) -> WorkerMap:
     if not 0 <= rank < len(places):
         raise ExecutorError("no such rank", value=rank, expected=f"0 to {len(places) - 1}")
     places[rank] = gpu
-    gpus: list[Gpu] = []
+    gpus: list[Place] = []
     counts: list[int] = []
     for place in places:
         if gpus and gpus[-1] == place:

@@ -30,7 +30,9 @@ class Fetcher:
 
     def __init__(self, source: Source, ahead: int = 0, threads: int = _THREADS) -> None:
         if ahead < 0:
-            raise ExecutorError("bad number", where="fetch ahead", value=ahead, expected="0 or more")
+            raise ExecutorError(
+                "bad number", where="fetch ahead", value=ahead, expected="0 or more"
+            )
         self._source = source
         self._ahead = ahead
         self._pool = ThreadPoolExecutor(threads, "data") if ahead else None

@@ -44,6 +44,8 @@ class PeerLostError(ExecutorError):
 class GarbageError(ExecutorError):
     """A device sent what cannot be right; ``culprits`` are indices in the worker map, if known."""
 
-    def __init__(self, problem: str, *, culprits: tuple[int, ...] = (), where: object = None) -> None:
+    def __init__(
+        self, problem: str, *, culprits: tuple[int, ...] = (), where: object = None
+    ) -> None:
         super().__init__(problem, where=where)
         self.culprits = culprits

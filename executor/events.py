@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from traces.workermap import Gpu, WorkerMap
+from executor.pool import Place
+from traces.workermap import WorkerMap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,5 +125,5 @@ class Failed(Event):
 class LaneLost(Event):
     """A worker on a lane died, hung or was taken off for what it sent."""
 
-    gpu: Gpu
+    gpu: Place
     reason: str

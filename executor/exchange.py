@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from executor.errors import PeerLostError
 
@@ -76,7 +77,7 @@ class Exchange:
             try:
                 store = _meet(address, prefix, index, size, timeout_s, abandoned)
                 for kind in sorted({"cpu", self.device.type}):
-                    own = dist.PrefixStore(kind, store)
+                    own = PrefixStore(kind, store)
                     self._groups[kind] = _group(address[0], own, index, size, timeout_s, kind)
             except RuntimeError as error:
                 text = str(error).split("\n")[0]
@@ -141,8 +142,8 @@ def _meet(
 ) -> Any:
     """Wait until every device is here; a group that is built before would wait for the dead."""
     timeout = timedelta(seconds=timeout_s)
-    store = dist.TCPStore(*address, is_master=False, timeout=timeout)
-    own = dist.PrefixStore(prefix, store)
+    store = TCPStore(*address, is_master=False, timeout=timeout)
+    own = PrefixStore(prefix, store)
     own.set(f"here/{index}", "")
     keys = [f"here/{i}" for i in range(size)]
     end = time.monotonic() + timeout_s
@@ -159,7 +160,7 @@ def _group(host: str, store: Any, index: int, size: int, timeout_s: float, kind:
         nccl = dist.ProcessGroupNCCL.Options()
         nccl._timeout = timeout
         return dist.ProcessGroupNCCL(store, index, size, nccl)
-    gloo = dist.ProcessGroupGloo._Options()
+    gloo = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     gloo._timeout = timeout
     gloo._threads = 2
     gloo._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]

@@ -30,13 +30,15 @@ from typing import Any
 from executor import checkpoint as files
 from executor import events as e
 from executor import messages as m
+from executor.devices import DeviceLane
 from executor.errors import ExecutorError
 from executor.faults import Fault
 from executor.hashing import combined
-from executor.pool import Handle, Lane, WorkerPool
+from executor.levels import Agreement
+from executor.pool import Handle, Place, WorkerPool
 from executor.reduce import BUCKET_BYTES
 from executor.task import TaskSpec
-from traces.workermap import Gpu, WorkerMap
+from traces.workermap import WorkerMap
 
 _ATTACH_S = 120.0  # building a task may mean importing torch and making data
 _PONG_S = 1.0
@@ -53,7 +55,8 @@ class JobSpec:
     """A job: what is trained, for how many steps, and the habits beside it.
 
     ``resume``: begin from the last checkpoint in the folder, if there is one. ``faults`` are
-    injected. Raises ExecutorError for numbers out of range.
+    injected. ``agreement``: on a determinism level, with what the job's lanes have in common.
+    Raises ExecutorError for numbers out of range.
     """
 
     job_id: str
@@ -64,6 +67,7 @@ class JobSpec:
     bucket_bytes: int = BUCKET_BYTES
     resume: bool = False
     faults: tuple[Fault, ...] = ()
+    agreement: Agreement | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "steps"):
@@ -89,7 +93,7 @@ class Job:
     def __init__(
         self,
         spec: JobSpec,
-        lanes: Mapping[Gpu, Lane],
+        lanes: Mapping[Place, DeviceLane],
         pool: WorkerPool,
         address: tuple[str, int],
         *,
@@ -102,12 +106,13 @@ class Job:
         self.loss = float("nan")
         self.map: WorkerMap | None = None
         self.over = False
-        self.members: dict[Gpu, Handle] = {}
+        self.members: dict[Place, Handle] = {}
         self._lanes, self._pool, self._address = lanes, pool, address
         self._emit, self._clock, self._may_run = emit, clock, may_run
         self._mode = "standing"  # or running, pausing, script
         self._script: Script | None = None
-        self._joining: dict[Gpu, Handle] = {}
+        self._joining: dict[Place, Handle] = {}
+        self._leaving: list[Handle] = []
         self._attached: set[Handle] = set()
         self._serials = itertools.count(1)
         self._open: dict[int, Handle] = {}
@@ -181,7 +186,7 @@ class Job:
         self._stop = checkpoint
         self.go()
 
-    def lose(self, gpu: Gpu) -> None:
+    def lose(self, gpu: Place) -> None:
         """A lane is gone: its worker too; the other devices take its ranks over."""
         handle = self.members.get(gpu)
         if handle is not None:
@@ -197,14 +202,14 @@ class Job:
     @property
     def handles(self) -> list[Handle]:
         """All workers of the job."""
-        return [*self.members.values(), *self._joining.values()]
+        return [*self.members.values(), *self._joining.values(), *self._leaving]
 
     @property
     def standing(self) -> bool:
         """Whether the job does nothing and wants nothing done."""
         return self.over or (self._mode == "standing" and not self._unlike())
 
-    def claims(self) -> set[Gpu]:
+    def claims(self) -> set[Place]:
         """Lanes on which the job has, or wants to have, logical workers."""
         wanted = set() if self._wanted is None else set(self._wanted.gpus)
         return set() if self.over else wanted | set(self.members)
@@ -246,6 +251,8 @@ class Job:
         self._attached.discard(handle)
         for serial in [s for s, h in self._open.items() if h is handle]:
             del self._open[serial]
+        if handle in self._leaving:
+            self._leaving.remove(handle)
         for where in (self._joining, self.members):
             for gpu in [g for g, h in where.items() if h is handle]:
                 del where[gpu]
@@ -313,15 +320,19 @@ class Job:
             return True
         for gpu in self._wanted.gpus:
             if gpu not in self.members and gpu not in self._joining:
-                handle = self._joining[gpu] = self._pool.take(self._lanes[gpu])
-                self._ask(handle, self._attach())
+                handle = self._joining[gpu] = self._take(gpu)
+                self._ask(handle, self._attach(handle))
         return all(handle in self._attached for handle in self._joining.values())
 
-    def _attach(self) -> m.Attach:
+    def _take(self, gpu: Place) -> Handle:
+        return self._pool.take(self._lanes[gpu], self.spec.agreement)
+
+    def _attach(self, handle: Handle) -> m.Attach:
         return m.Attach(
             job_id=self.spec.job_id,
             task=self.spec.task,
-            device="cpu",
+            lane=handle.lane,
+            agreement=self.spec.agreement,
             bucket_bytes=self.spec.bucket_bytes,
             order=self._order,
             habits=self.spec.habits,
@@ -341,9 +352,7 @@ class Job:
             self._pause_s = now - self._paused_at_s
         for handle in self.members.values():
             handle.say(
-                m.Run(
-                    generation=self._generation, until=self._pause_at, number=self._run_number
-                )
+                m.Run(generation=self._generation, until=self._pause_at, number=self._run_number)
             )
 
     def _progress(self, handle: Handle, news: m.Progress) -> None:
@@ -482,8 +491,7 @@ class Job:
             if self._broken and self._mode in {"running", "pausing"}:
                 self._restart_script()
             return
-        if any(handle not in self._joining.values() or self._in_script(handle)
-               for handle in self._open.values()):
+        if self._open:
             return
         if self._disturbed or any(r.lost for r in self._replies.values()):
             self._disturbed = False
@@ -502,9 +510,6 @@ class Job:
             self._restart_script()
             return
         self._advance(dict(self._replies))
-
-    def _in_script(self, handle: Handle) -> bool:
-        return True
 
     def _ask(self, handle: Handle, request: m.Request) -> None:
         serial = next(self._serials)
@@ -571,9 +576,9 @@ class Job:
                 continue
             handle = self._joining.get(gpu)
             if handle is None:
-                handle = self._joining[gpu] = self._pool.take(self._lanes[gpu])
+                handle = self._joining[gpu] = self._take(gpu)
             if handle not in self._attached and handle not in self._open.values():
-                batch[handle] = self._attach()
+                batch[handle] = self._attach(handle)
         return batch
 
     def _bury_blamed(self) -> None:
@@ -635,7 +640,7 @@ class Job:
             path = str(replies[writer].value)
             self._tell(e.Checkpointed, step=target.step, path=path, reason=None)
 
-    def _bring_to(self, target: _Target, devices: Mapping[Gpu, Handle]) -> Script:
+    def _bring_to(self, target: _Target, devices: Mapping[Place, Handle]) -> Script:
         """Give every device of the new map the state of the target."""
         needy = [h for h in devices.values() if h not in target.holders]
         if not needy:
@@ -645,7 +650,7 @@ class Job:
         elif target.contexts is None:
             old = [h for h in devices.values() if h in self.members.values()]
             if old:
-                yield {handle: self._attach() for handle in old}
+                yield {handle: self._attach(handle) for handle in old}
         else:
             yield self._moves(target, needy)
 
@@ -672,13 +677,16 @@ class Job:
     def _configure(
         self,
         target: _Target,
-        devices: Mapping[Gpu, Handle],
+        devices: Mapping[Place, Handle],
         wanted: WorkerMap,
-        leaving: Iterable[Handle],
+        leaving: list[Handle],
     ) -> Script:
         """Begin the generation, and let those go that are not in it."""
         blocks = tuple((ranks.start, ranks.stop) for _, ranks in wanted.blocks())
-        batch: dict[Handle, m.Request] = {handle: m.Detach() for handle in leaving}
+        # Those that were wanted once, and not any more, leave too.
+        spare = [h for g, h in self._joining.items() if g not in devices]
+        self._leaving += [*leaving, *spare]
+        batch: dict[Handle, m.Request] = {handle: m.Detach() for handle in self._leaving}
         for index, handle in enumerate(devices.values()):
             mine = None
             if target.contexts is not None:
@@ -695,17 +703,13 @@ class Job:
         if target.contexts is not None:
             self._handed = {target.step: target.contexts}
         # From here on these are the members: if one dies, the others are asked what they have.
-        left = {g: h for g, h in self.members.items() if g not in devices}
-        self._joining = {g: h for g, h in self._joining.items() if g not in devices}
+        self._joining = {}
         self.members = dict(devices)
         yield batch
-        for handle in left.values():
+        for handle in self._leaving:
             self._attached.discard(handle)
             self._pool.give_back(handle)
-        for handle in self._joining.values():  # wanted once, and not any more
-            self._pool.bury(handle)
-            self._attached.discard(handle)
-        self._joining = {}
+        self._leaving = []
         self.map, self._broken = wanted, False
 
     def _meeting(self, purpose: str, index: int, size: int) -> m.Meeting:
@@ -742,7 +746,7 @@ class Job:
         for handle in handles:
             if handle in self.handles:
                 self._pool.give_back(handle)
-        self.members, self._joining, self._open = {}, {}, {}
+        self.members, self._joining, self._leaving, self._open = {}, {}, [], {}
 
     def _tell(self, kind: Any, **values: Any) -> None:
         self._emit(kind(job_id=self.spec.job_id, at_s=self._clock(), **values))
@@ -751,7 +755,7 @@ class Job:
 _OWN_WORK = frozenset({"compute", "apply", "write", "idle"})
 
 
-def _spread(gpus: Iterable[Gpu], num_workers: int) -> WorkerMap:
+def _spread(gpus: Iterable[Place], num_workers: int) -> WorkerMap:
     """Share ranks out evenly over devices, at most one device a rank."""
     devices = list(gpus)[:num_workers]
     each, more = divmod(num_workers, len(devices))

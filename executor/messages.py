@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from executor.devices import DeviceLane
 from executor.faults import Fault
+from executor.levels import Agreement
 from executor.replica import StepReport
 from executor.task import TaskSpec
 
@@ -42,11 +44,15 @@ class Habits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attach:
-    """Build the task of a job. ``order`` None: a new job's; the reply is its identity."""
+    """Build the task of a job. ``order`` None: a new job's; the reply is its identity.
+
+    ``agreement``: what the job's lanes have in common at its determinism level, if it has one.
+    """
 
     job_id: str
     task: TaskSpec
-    device: str
+    lane: DeviceLane
+    agreement: Agreement | None
     bucket_bytes: int
     order: Any
     habits: Habits
@@ -186,7 +192,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surveyed:
-    """What a device holds: its replica's step (None: in pieces, or none), contexts by step, rank."""
+    """What a device holds: its replica's step (None: in pieces), contexts by step and rank."""
 
     step: int | None
     contexts: Mapping[int, Mapping[int, bytes]]

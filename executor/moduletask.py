@@ -158,10 +158,10 @@ class ModuleTask:
         moments: dict[str, dict[str, Tensor]] = {}
         for name, value in arrays.items():
             if name.startswith("optimizer/"):
-                parameter, _, key = name.removeprefix("optimizer/").rpartition("/")
-                if parameter not in self._named:
+                owner, _, key = name.removeprefix("optimizer/").rpartition("/")
+                if owner not in self._named:
                     raise ExecutorError("the state of another task", value=name)
-                moments.setdefault(parameter, {})[key] = value
+                moments.setdefault(owner, {})[key] = value
         for name, live in network.items():
             live.copy_(arrays[name])
         self.optimizer.state.clear()

@@ -1,4 +1,4 @@
-"""Named tensors and JSON values as bytes, checked: what devices send each other and checkpoints hold.
+"""Named tensors and JSON values as checked bytes: contexts, and what devices send each other.
 
 Layout, little-endian: 8 bytes kind and version, 4 bytes CRC-32 of all that follows, 8 bytes length
 of the header, the header (JSON: meta and the list of arrays), then the arrays without gaps. No

@@ -1,9 +1,10 @@
-"""Warm workers by lane: processes that have imported torch and wait for a job.
+"""Workers by lane: processes that have imported torch, lent to jobs and taken back.
 
-A *lane* is a kind of device (``executor.devices.DeviceLane``): what CUDA device a worker uses, or
-which CPU capability its torch is started with. The environment of a lane must be there before torch
-is imported, so a worker belongs to its lane for life. A job that ends gives its workers back, and
-the next one starts without the second or two that importing torch takes.
+A lane (``executor.devices.DeviceLane``) says which CUDA device a worker uses, or which CPU
+capability its torch is started with; a job's determinism level may add to that. Such an environment
+must be there before torch is imported, so there is one zygote (``executor.zygote``) for each, which
+forks into workers. A job that ends gives its workers back, for the next one on the same lane at the
+same level.
 
 Workers may be threads of this process as well (``threads=True``), for tests of the protocol: the
 pipe, the messages and the process groups are the same.
@@ -14,47 +15,31 @@ Leaves out: which lane a job should use. That is decided by a worker map.
 from __future__ import annotations
 
 import itertools
-import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any
 
 from executor import messages as m
+from executor.devices import DeviceLane
 from executor.errors import ExecutorError
+from executor.levels import Agreement
+from executor.zygote import Forked, Zygote
 
 _QUIT_S = 5.0
 
-
-class Lane(Protocol):
-    """What the pool must know of a device lane."""
-
-    @property
-    def name(self) -> str:
-        """The lane's name on this machine."""
-        ...
-
-    @property
-    def device(self) -> str:
-        """Torch's name of the device."""
-        ...
-
-    def environ(self) -> Mapping[str, str]:
-        """Environment variables of a worker process on this lane."""
-        ...
+Place = tuple[int, int]
+"""A device of a worker map: (index of the node, index of the device there)."""
 
 
 class Handle:
     """The agent's end of one worker: a pipe, and a way to end it."""
 
-    def __init__(self, lane: Lane, number: int, pipe: Connection) -> None:
+    def __init__(self, lane: DeviceLane, number: int, pipe: Connection) -> None:
         self.lane = lane
+        self.environment = ""
         self.number = number
         self.pipe = pipe
         self.gone = False
@@ -87,9 +72,7 @@ class Handle:
 
 
 class _ProcessHandle(Handle):
-    def __init__(
-        self, lane: Lane, number: int, pipe: Connection, process: subprocess.Popen[bytes]
-    ) -> None:
+    def __init__(self, lane: DeviceLane, number: int, pipe: Connection, process: Forked) -> None:
         super().__init__(lane, number, pipe)
         self._process = process
 
@@ -99,22 +82,16 @@ class _ProcessHandle(Handle):
 
     def kill(self) -> None:
         self.gone = True
-        with suppress(OSError):
-            self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
-        self.pipe.close()
+        self._process.kill()
+        self.pipe.close()  # ends one that is not born yet as soon as it is
 
     def wait(self, timeout_s: float) -> bool:
-        try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
+        return self._process.wait(timeout_s)
 
 
 class _ThreadHandle(Handle):
     def __init__(
-        self, lane: Lane, number: int, pipe: Connection, worker: Any, thread: threading.Thread
+        self, lane: DeviceLane, number: int, pipe: Connection, worker: Any, thread: threading.Thread
     ) -> None:
         super().__init__(lane, number, pipe)
         self._worker = worker
@@ -147,6 +124,7 @@ class WorkerPool:
         # PR_SET_PDEATHSIG goes by the thread that started a process, so one that lives as long as
         # the pool starts them all.
         self._starter = ThreadPoolExecutor(1, "starter")
+        self._zygotes: dict[str, Zygote] = {}
         self._closed = False
 
     def __enter__(self) -> WorkerPool:
@@ -155,32 +133,39 @@ class WorkerPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def take(self, lane: Lane) -> Handle:
-        """Return a warm worker of a lane, or start one. Raises ExecutorError after ``close``."""
+    def take(self, lane: DeviceLane, agreement: Agreement | None = None) -> Handle:
+        """Return a warm worker of a lane, or start one.
+
+        Raises ExecutorError after ``close``, and DataError for a lane that the job's level does not
+        admit.
+        """
+        environ = _environ(lane, agreement)
         with self._lock:
             if self._closed:
                 raise ExecutorError("the pool is closed", where=f"lane {lane.name}")
-            idle = self._idle.setdefault(lane.name, [])
+            idle = self._idle.setdefault(_key(lane, environ), [])
             while idle:
                 handle = idle.pop()
                 if not handle.gone and not handle.pipe.poll():
                     return handle
                 self._forget(handle)
-        return self._start(lane)
+        return self._start(lane, environ)
 
-    def warm_up(self, lane: Lane, number: int) -> None:
+    def warm_up(self, lane: DeviceLane, number: int, agreement: Agreement | None = None) -> None:
         """Have ``number`` idle workers of a lane started; they become ready by themselves."""
+        environ = _environ(lane, agreement)
+        key = _key(lane, environ)
         with self._lock:
-            missing = number - len(self._idle.setdefault(lane.name, []))
+            missing = number - len(self._idle.setdefault(key, []))
         for _ in range(missing):
-            handle = self._start(lane)
+            handle = self._start(lane, environ)
             with self._lock:
-                self._idle[lane.name].append(handle)
+                self._idle[key].append(handle)
 
     def give_back(self, handle: Handle) -> None:
         """Take a worker back that has detached from its job; a dead one is buried."""
         with self._lock:
-            idle = self._idle.setdefault(handle.lane.name, [])
+            idle = self._idle.setdefault(handle.environment, [])
             if not handle.gone and not self._closed and len(idle) < self._warm:
                 idle.append(handle)
                 return
@@ -203,9 +188,10 @@ class WorkerPool:
             self._all.pop(handle.number, None)
 
     def pids(self) -> list[int]:
-        """Return the processes of all workers that were started and not ended."""
+        """Return the processes of all workers that were started and not ended, zygotes included."""
         with self._lock:
-            return [pid for handle in self._all.values() if (pid := handle.pid) is not None]
+            workers = [pid for handle in self._all.values() if (pid := handle.pid) is not None]
+            return workers + [z.process.pid for z in self._zygotes.values() if z.alive]
 
     def close(self) -> None:
         """End all workers, idle and lent; none is left when this returns."""
@@ -223,38 +209,31 @@ class WorkerPool:
             else:
                 handle.kill()
         self._all.clear()
+        for zygote in self._zygotes.values():
+            zygote.close()
         self._starter.shutdown()
 
     def _forget(self, handle: Handle) -> None:
         handle.kill()
         self._all.pop(handle.number, None)
 
-    def _start(self, lane: Lane) -> Handle:
+    def _start(self, lane: DeviceLane, environ: Mapping[str, str]) -> Handle:
         number = next(self._numbers)
         start = self._start_thread if self._threads else self._start_process
-        handle = self._starter.submit(start, lane, number).result()
+        handle = self._starter.submit(start, lane, number, environ).result()
+        handle.environment = _key(lane, environ)
         with self._lock:
             self._all[number] = handle
         return handle
 
-    def _start_process(self, lane: Lane, number: int) -> Handle:
-        ours, theirs = Pipe()
-        environ = dict(os.environ)
-        environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-        environ.setdefault("OMP_NUM_THREADS", "1")
-        environ |= lane.environ()
-        try:
-            process = subprocess.Popen(  # noqa: S603  our own interpreter and module
-                [sys.executable, "-m", "executor.worker", str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                env=environ,
-                stdin=subprocess.DEVNULL,
-            )
-        finally:
-            theirs.close()
-        return _ProcessHandle(lane, number, ours, process)
+    def _start_process(self, lane: DeviceLane, number: int, environ: Mapping[str, str]) -> Handle:
+        key = str(sorted(environ.items()))
+        zygote = self._zygotes.get(key)
+        if zygote is None or not zygote.alive:
+            zygote = self._zygotes[key] = Zygote(environ)
+        return _ProcessHandle(lane, number, *zygote.fork())
 
-    def _start_thread(self, lane: Lane, number: int) -> Handle:
+    def _start_thread(self, lane: DeviceLane, number: int, _: Mapping[str, str]) -> Handle:
         from executor.worker import Worker  # noqa: PLC0415  it imports torch
 
         ours, theirs = Pipe()
@@ -262,3 +241,11 @@ class WorkerPool:
         thread = threading.Thread(target=worker.run, name=f"worker {number}", daemon=True)
         thread.start()
         return _ThreadHandle(lane, number, ours, worker, thread)
+
+
+def _environ(lane: DeviceLane, agreement: Agreement | None) -> dict[str, str]:
+    return lane.environ() if agreement is None else agreement.environ(lane)
+
+
+def _key(lane: DeviceLane, environ: Mapping[str, str]) -> str:
+    return f"{lane.name} {sorted(environ.items())}"

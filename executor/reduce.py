@@ -193,7 +193,7 @@ class DenseReducer:
         """Before the last local rank's backward: exchange each bucket as soon as it is full."""
         if not self._hooks:
             self._hooks = [
-                p.register_post_accumulate_grad_hook(self._hook_of(i))
+                p.register_post_accumulate_grad_hook(self._hook_of(i))  # type: ignore[no-untyped-call]
                 for i, p in enumerate(self._parameters)
             ]
         self._armed = rank
@@ -291,7 +291,9 @@ class DenseReducer:
             return
         stream = self._streams.get(gradient.device)
         if stream is None:
-            stream = self._streams[gradient.device] = torch.cuda.Stream(gradient.device)
+            stream = self._streams[gradient.device] = torch.cuda.Stream(  # type: ignore[no-untyped-call]
+                gradient.device
+            )
         stream.wait_stream(torch.cuda.current_stream(gradient.device))
         with torch.cuda.stream(stream):
             scaled = gradient if self._scale == 1.0 else gradient * self._scale

@@ -2,7 +2,7 @@
 
 A step on every device::
 
-    for each local rank:  context in, micro-batch forward and backward, context out, gradient to fold
+    for each local rank:  context in, micro-batch, context out, gradient to the fold
                           (the last rank's backward starts the exchange bucket by bucket)
     header     all-gather: flags, a checksum of the replica, losses by rank, sizes of what follows
     payload    all-to-all: contexts after this step to the device that keeps a copy of them, partial
@@ -22,6 +22,7 @@ Leaves out: who decides what is done after a break (``executor.job``).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -87,7 +88,8 @@ class Replica:
     """A job's state on one device, and the contexts it holds.
 
     ``audit_every``: every so many steps the replicas compare a checksum of all parameters; 0 never.
-    ``overlap``: exchange during the last backward.
+    ``overlap``: exchange during the last backward. ``slowdown``: every micro-batch is made to last
+    this many times as long, for lanes that state it.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Replica:
         audit_every: int = 0,
         overlap: bool = True,
         fetch_ahead: int = 0,
+        slowdown: float = 1.0,
     ) -> None:
         self.task = task
         self.order = order
@@ -107,6 +110,7 @@ class Replica:
         self.phase = "idle"
         self._audit_every = audit_every
         self._overlap = overlap
+        self._slowdown = slowdown
         self._fetcher = Fetcher(task.source, fetch_ahead)
         self._held: dict[int, _Drafts] = {}
         self._layout = Layout(blocks=(range(task.num_workers),), index=0)
@@ -235,7 +239,7 @@ class Replica:
         headers = self._headers(exchange, reducer, flags, losses, payloads)
         received = self._swap(exchange, payloads, headers)
         self.probe("fold", self.step, self._layout.own)
-        sums = self._unpack(received, drafts)
+        sums = self._unpack(received, drafts) if exchange.size > 1 else [partials]
         self._look_for_garbage(headers)
         dense = reducer.finish()
         sparse_total = self._sparse_total(exchange, sums)
@@ -273,7 +277,10 @@ class Replica:
                 enter(context, task.buffers(), task.device)
                 if rank == own[-1] and self._overlap and exchanging and not spoil:
                     reducer.arm(rank)
+                began = time.perf_counter()
                 part = task.micro_step(rank, batch)
+                if self._slowdown > 1:
+                    time.sleep((time.perf_counter() - began) * (self._slowdown - 1))
                 drafts.own[rank] = captured(context, place, task.buffers(), task.device)
                 self.probe("backward", step, range(rank, rank + 1))
                 if spoil:
@@ -345,7 +352,8 @@ class Replica:
         exchange.all_to_all(
             receiving[: sum(sizes_out)], sending[: sum(sizes_in)], sizes_out, sizes_in
         ).wait()
-        return [part.numpy().tobytes() for part in receiving[: sum(sizes_out)].split(sizes_out)]
+        parts = torch.split(receiving[: sum(sizes_out)], sizes_out)
+        return [part.numpy().tobytes() for part in parts]
 
     def _unpack(
         self, received: Sequence[bytes], drafts: _Drafts
@@ -377,7 +385,9 @@ class Replica:
             sure = 2 * sums.count(most) > len(sums)
             odd = tuple(i for i, s in enumerate(sums) if s != most) if sure else ()
             raise GarbageError(
-                "replicas differ", culprits=odd, where=f"step {self.step}, device {odd or 'unknown'}"
+                "replicas differ",
+                culprits=odd,
+                where=f"step {self.step}, device {odd or 'unknown'}",
             )
 
     def _sparse_total(

@@ -30,7 +30,9 @@ def owner(ids: Tensor, size: int) -> Tensor:
     return ((ids * _MIX) >> _SHIFT) % size
 
 
-def partial_sums(parts: Iterable[Sparse], block: range, num_ranks: int) -> dict[str, SparseGradient]:
+def partial_sums(
+    parts: Iterable[Sparse], block: range, num_ranks: int
+) -> dict[str, SparseGradient]:
     """Sum what the ranks of one device gave as far as its whole subtrees go."""
     gathered: dict[str, list[SparseGradient]] = {}
     for part in parts:
@@ -63,7 +65,9 @@ def split(partials: Sparse, size: int) -> list[dict[str, Tensor]]:
 
 def columns(sums: Sparse) -> dict[str, Tensor]:
     """Return the columns of gradients by ``table/column``."""
-    return {f"{name}/{column}": getattr(g, column) for name, g in sums.items() for column in _COLUMNS}
+    return {
+        f"{name}/{column}": getattr(g, column) for name, g in sums.items() for column in _COLUMNS
+    }
 
 
 def gradients(arrays: Mapping[str, Tensor]) -> dict[str, SparseGradient]:

@@ -1,8 +1,8 @@
 """A worker: holds one device of at most one job, and does what the agent says.
 
-``python -m executor.worker FD`` is a worker process that speaks over the inherited pipe FD; the
-agent chose its environment before torch was imported. The same loop runs as a thread, for tests of
-the protocol: the pipe and the process group are the same, only a kill is gentler.
+A worker process is forked by ``executor.zygote``, whose environment was chosen before torch was
+imported, and speaks over an inherited pipe. The same loop runs as a thread, for tests of the
+protocol: the pipe and the process group are the same, only a kill is gentler.
 
 Two threads: one reads the pipe, answers pings at once and notes a wish to pause; the other does
 requests and steps. A worker does not outlive its agent: the end of the pipe ends the process at
@@ -24,9 +24,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, NoReturn
 
 from executor import checkpoint, transfer
 from executor import messages as m
@@ -34,6 +32,7 @@ from executor.errors import ExecutorError, GarbageError, PeerLostError
 from executor.exchange import Exchange
 from executor.faults import Fault, KilledError, Probe
 from executor.hashing import context_digests, digests
+from executor.levels import configure
 from executor.reduce import Order, order_of
 from executor.replica import Layout, Replica
 
@@ -160,7 +159,12 @@ class Worker:
 
     def _attach(self, request: m.Attach) -> dict[str, Any]:
         self._drop()
-        task = request.task.build(request.device)
+        if self._as_process:
+            if request.agreement is not None:
+                configure(request.agreement, request.lane)
+            if request.lane.cpus:
+                os.sched_setaffinity(0, request.lane.cpus)
+        task = request.task.build(request.lane.device)
         if request.order is None:
             order = order_of(task.parameters(), task.num_workers, request.bucket_bytes)
         else:
@@ -171,6 +175,7 @@ class Worker:
             "task": request.task.to_json(),
             "num_workers": task.num_workers,
             "order": order.to_json(),
+            "agreement": None if request.agreement is None else request.agreement.to_json(),
         }
         self._replica = Replica(
             task,
@@ -178,6 +183,7 @@ class Worker:
             audit_every=request.habits.audit_every,
             overlap=request.habits.overlap,
             fetch_ahead=request.habits.fetch_ahead,
+            slowdown=request.lane.slowdown,
         )
         return self._identity
 
@@ -384,16 +390,24 @@ def die_with_parent() -> None:
         os._exit(_EXIT_ORPHAN)
 
 
-def main(argv: list[str]) -> int:
-    """Run a worker process on the pipe whose descriptor is the argument."""
-    die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent, which ends us
+def prepare() -> None:
+    """Import what tasks are made of, and set what every worker process has."""
+    import torch._dynamo  # noqa: PLC0415  optimizers import it when the first one is made
+
+    import executor.workloads  # noqa: F401, PLC0415
+
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.set_deterministic_debug_mode("error")
-    pipe = Connection(int(argv[0]))
-    Worker(pipe, as_process=True).run()
-    return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def be(descriptor: int) -> NoReturn:
+    """Be a worker process on an inherited pipe, and end with it."""
+    code = 1
+    try:
+        die_with_parent()
+        Worker(Connection(descriptor), as_process=True).run()
+        code = 0
+    finally:
+        # Not by way of the interpreter's end, which takes a second with torch in memory.
+        sys.stderr.flush()
+        os._exit(code)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ def parenthesised(num_ranks: int, cuts: list[int]) -> str:
     """Each device folds its own ranks; the owner folds what they are left with."""
     owner: Fold[str] = Fold(num_ranks, paper)
     ends = [0, *sorted(cuts), num_ranks]
-    for low, high in zip(ends, ends[1:], strict=False):
+    for low, high in itertools.pairwise(ends):
         device: Fold[str] = Fold(num_ranks, paper)
         for rank in range(low, high):
             device.push(Block(rank, rank + 1), str(rank))
@@ -36,7 +38,9 @@ def parenthesised(num_ranks: int, cuts: list[int]) -> str:
 @st.composite
 def partitions(draw: st.DrawFn, largest: int = 40) -> tuple[int, list[int]]:
     n = draw(st.integers(1, largest))
-    return n, draw(st.lists(st.integers(1, max(n - 1, 1)), max_size=8, unique=True)) if n > 1 else []
+    return n, draw(
+        st.lists(st.integers(1, max(n - 1, 1)), max_size=8, unique=True)
+    ) if n > 1 else []
 
 
 @given(partitions())
@@ -73,7 +77,7 @@ def test_the_bits_are_those_of_the_step_of_models(case: tuple[int, list[int]], s
     expected = reduced(parts).dense[0]
     ends = [0, *sorted(cuts), num_ranks]
     owner: Fold[torch.Tensor] = Fold(num_ranks, torch.add)
-    for low, high in zip(ends, ends[1:], strict=False):
+    for low, high in itertools.pairwise(ends):
         device: Fold[torch.Tensor] = Fold(num_ranks, torch.add)
         for rank in range(low, high):
             device.push(Block(rank, rank + 1), torch.tensor([values[rank]]))
@@ -101,7 +105,7 @@ def test_a_device_holds_few_partial_sums(num_ranks: int, data: st.DataObject) ->
     blocks = whole_subtrees(low, high, num_ranks)
     assert len(blocks) <= max(1, 2 * (num_ranks.bit_length() - 1) + 1)
     assert [b.low for b in blocks] + [high] == [low] + [b.high for b in blocks]
-    pairs = list(zip(blocks, blocks[1:], strict=False))
+    pairs = list(itertools.pairwise(blocks))
     assert not any(siblings(left, right, num_ranks) for left, right in pairs)
 
 
