@@ -42,7 +42,7 @@ def tree_hook(world: int) -> Any:
 
     # torch looks at the objects, which a module with postponed annotations does not give.
     hook.__annotations__ = {
-        "bucket": dist.GradBucket,
+        "bucket": dist.GradBucket,  # type: ignore[attr-defined]
         "return": torch.futures.Future[torch.Tensor],
     }
     return hook
@@ -68,7 +68,7 @@ def train(rank: int, world: int, steps: int, hooked: bool, store: Path) -> list[
     found = []
     for step in range(steps):
         batch, place = task.source.fetch(rank, context.place)
-        noisy_loss(ddp, batch).backward()
+        torch.autograd.backward(noisy_loss(ddp, batch))
         for group in task.optimizer.param_groups:
             group["lr"] = 1e-2 * min(1.0, (step + 1) / 5)
         task.optimizer.step()
