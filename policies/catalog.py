@@ -1,4 +1,4 @@
-"""What there is: policies and placements with their parameters, and what each name leaves open.
+"""What there is: policies of all three kinds, their parameters, and what each name leaves open.
 
 ``tandem policies`` prints it; nothing here decides anything.
 """
@@ -9,10 +9,13 @@ import inspect
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
-from policies.contract import PlacementPolicy, Policy
+from policies.contract import IntraJobPolicy, PlacementPolicy, Policy
 from policies.registry import (
+    INTRAS,
     PLACEMENTS,
     POLICIES,
+    intra_class,
+    make_intra,
     make_placement,
     make_policy,
     placement_class,
@@ -33,9 +36,9 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One policy or placement; ``summary`` is the first line of its class, ``text`` all of it."""
+    """One policy of any kind; ``summary`` is the first line of its class, ``text`` all of it."""
 
-    kind: Literal["policy", "placement"]
+    kind: Literal["policy", "placement", "intra"]
     name: str
     summary: str
     text: str
@@ -44,9 +47,10 @@ class Entry:
 
 
 def catalog() -> list[Entry]:
-    """Return every policy and placement registered here, with its defaults."""
+    """Return every policy registered here, of all kinds, with its defaults."""
     found = [_entry("policy", name, policy_class(name)()) for name in POLICIES]
-    return found + [_entry("placement", name, placement_class(name)()) for name in PLACEMENTS]
+    found += [_entry("placement", name, placement_class(name)()) for name in PLACEMENTS]
+    return found + [_entry("intra", name, intra_class(name)()) for name in INTRAS]
 
 
 def entry_of(text: str) -> Entry:
@@ -57,17 +61,19 @@ def entry_of(text: str) -> Entry:
     name = text.partition(":")[0]
     if name in PLACEMENTS:
         return _entry("placement", name, make_placement(text))
+    if name in INTRAS:
+        return _entry("intra", name, make_intra(text))
     if name in POLICIES or name.endswith(".py"):
         made = make_policy(text)
         return _entry("policy", name if name in POLICIES else text, made)
     try:
         return _entry("policy", name, make_policy(text))  # a third party's
     except UsageError:
-        near = did_you_mean(name, [*POLICIES, *PLACEMENTS])
+        near = did_you_mean(name, [*POLICIES, *PLACEMENTS, *INTRAS])
         raise UsageError(f"unknown policy or placement {name!r}; {near}") from None
 
 
-def _entry(kind: Any, name: str, made: Policy | PlacementPolicy) -> Entry:
+def _entry(kind: Any, name: str, made: Policy | PlacementPolicy | IntraJobPolicy) -> Entry:
     cls = type(made)
     text = inspect.cleandoc(cls.__doc__ or "").replace("``", "")
     parameters = tuple(

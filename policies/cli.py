@@ -11,6 +11,8 @@ from traces.errors import UsageError
 
 if TYPE_CHECKING:
     from policies.catalog import Entry
+    from policies.check import CheckReport
+    from policies.intra.check import IntraReport
 
 
 def add_commands(subparsers: Any) -> None:
@@ -18,15 +20,15 @@ def add_commands(subparsers: Any) -> None:
     listing = subparsers.add_parser(
         "policies",
         help="list policies and placements, or check one",
-        description="List policies and placements with their parameters, defaults, and what each"
-        " name leaves open; or hold a policy to the contract"
+        description="List policies, placements and intra-job policies with their parameters,"
+        " defaults, and what each name leaves open; or hold a policy to the contract"
         " ('tandem policies check NAME', 'tandem policies check FILE.py:Class').",
     )
     listing.add_argument(
         "name",
         nargs="?",
         metavar="NAME|check",
-        help="one policy or placement, parameters after a colon; or 'check'",
+        help="one policy, placement or intra-job policy, parameters after a colon; or 'check'",
     )
     listing.add_argument(
         "subject", nargs="?", metavar="POLICY", help="with 'check': the policy to check"
@@ -106,8 +108,14 @@ def _check(args: argparse.Namespace) -> int:
     if args.subject is None:
         raise UsageError("'tandem policies check' needs a policy: a name, or FILE.py:Class")
     from policies.check import check_policy
+    from policies.intra.check import check_intra
+    from policies.registry import INTRAS
 
-    report = check_policy(args.subject, args.placement)
+    report: CheckReport | IntraReport
+    if args.subject.partition(":")[0] in INTRAS:
+        report = check_intra(args.subject)
+    else:
+        report = check_policy(args.subject, args.placement)
     if args.json:
         from dataclasses import asdict
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from policies.free import FreeGpus
     from policies.plan import Plan
     from policies.view import ClusterView
+    from traces import Elastic, Profile, WorkerMap
+    from traces.workermap import Gpu, GpuCounts
 
 NEVER = float("inf")
 
@@ -163,6 +165,60 @@ class PlacementPolicy:
         Asked once before a run. Most placements do not care and return themselves.
         """
         return self
+
+    def says(self) -> tuple[str, ...]:
+        """What the name leaves open, one sentence each."""
+        return ()
+
+    def params(self) -> dict[str, Any]:
+        """Parameters by name, for the run's record."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """More GPUs that an elastic job would like to have, and what they would give it.
+
+    ``more`` GPUs of ``gpu_type`` make it ``speedup`` times as fast (a job that holds none: its
+    rate, 1 being every logical worker alone on a GPU of the preferred type); ``gain`` is the
+    speed-up per GPU, ``(speedup - 1) / more`` (``speedup / more`` for a job that holds none).
+    ``gpus``: what it would then use, by type; ``released``: what it holds now and would hand back,
+    because no logical worker would sit there. ``step_s``: its step time then. ``waste_share``: the
+    part of its GPUs' speed that would be idle.
+    """
+
+    gpu_type: str
+    more: int
+    speedup: float
+    gain: float
+    step_s: float
+    gpus: Mapping[str, int]
+    released: Mapping[str, int]
+    waste_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntraJobPolicy:
+    """Base of intra-job policies: logical workers onto GPUs, and what more would help.
+
+    Pure: the same job, GPUs and profile give the same answer, in the order the GPUs come or in any
+    other. The simulator predicts a job's rate by ``assign``, the executor configures its workers.
+    """
+
+    name: ClassVar[str] = ""
+
+    def assign(self, elastic: Elastic, gpus: Sequence[Gpu], profile: Profile) -> WorkerMap:
+        """Say which of a job's logical workers sit on which of the GPUs it holds.
+
+        A GPU that is not in the map holds no logical worker and should be given back.
+        """
+        raise NotImplementedError
+
+    def proposals(
+        self, elastic: Elastic, held: GpuCounts, free: GpuCounts, profile: Profile
+    ) -> Sequence[Proposal]:
+        """Say which more GPUs would make a job faster, best first; ``held`` empty: to start it."""
+        return ()
 
     def says(self) -> tuple[str, ...]:
         """What the name leaves open, one sentence each."""

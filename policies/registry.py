@@ -1,7 +1,8 @@
 """Names to policies: one dictionary per kind, imported when asked for.
 
 ``make_policy("tiresias:thresholds=3250;7200,knob=2")`` builds the class with its parameters.
-Third parties register under the entry-point group ``tandem.policies`` (or ``tandem.placements``);
+Third parties register under the entry-point group ``tandem.policies`` (or ``tandem.placements``,
+``tandem.intras``);
 a class in a file is ``path/to/file.py:Class``, parameters after a second colon.
 """
 
@@ -18,7 +19,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from policies.contract import PlacementPolicy, Policy
+from policies.contract import IntraJobPolicy, PlacementPolicy, Policy
 from traces import UsageError
 from traces.errors import did_you_mean
 
@@ -43,6 +44,10 @@ PLACEMENTS: dict[str, str] = {
     "topology": "policies.placement.topology:Topology",
     "fgd": "policies.placement.fgd:Fgd",
 }
+INTRAS: dict[str, str] = {
+    "companion": "policies.intra.companion:Companion",
+    "even": "policies.intra.even:Even",
+}
 
 
 def make_policy(text: str) -> Policy:
@@ -62,6 +67,13 @@ def make_placement(text: str) -> PlacementPolicy:
     return made
 
 
+def make_intra(text: str) -> IntraJobPolicy:
+    """Build an intra-job policy; see :func:`make_policy`."""
+    made = _make(text, "intra", INTRAS, IntraJobPolicy)
+    assert isinstance(made, IntraJobPolicy)
+    return made
+
+
 def policy_class(name: str) -> type[Policy]:
     """Return the class registered under a name."""
     found = _find(name, "policy", POLICIES)
@@ -73,6 +85,13 @@ def placement_class(name: str) -> type[PlacementPolicy]:
     """Return the placement class registered under a name."""
     found = _find(name, "placement", PLACEMENTS)
     assert issubclass(found, PlacementPolicy)
+    return found
+
+
+def intra_class(name: str) -> type[IntraJobPolicy]:
+    """Return the intra-job policy class registered under a name."""
+    found = _find(name, "intra", INTRAS)
+    assert issubclass(found, IntraJobPolicy)
     return found
 
 
@@ -106,7 +125,7 @@ def _find(name: str, kind: str, known: dict[str, str]) -> type:
         module, _, attribute = target.partition(":")
         found: type = getattr(importlib.import_module(module), attribute)
         return found
-    group = {"policy": "tandem.policies", "placement": "tandem.placements"}[kind]
+    group = f"tandem.{'policies' if kind == 'policy' else kind + 's'}"
     others = {e.name: e for e in entry_points(group=group)}
     if name in others:
         loaded: type = others[name].load()

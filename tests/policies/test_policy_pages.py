@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from policies.registry import PLACEMENTS, POLICIES, placement_class, policy_class
+from policies.registry import (
+    INTRAS,
+    PLACEMENTS,
+    POLICIES,
+    intra_class,
+    placement_class,
+    policy_class,
+)
 from simulator import simulate
 from tests.memorylog import drive
 from traces import Workload, load
@@ -36,16 +43,28 @@ def workload(*jobs: tuple[float, float, int]) -> Workload:
 
 
 def test_the_index_names_all_in_order() -> None:
-    assert list(rows()) == [*POLICIES, *PLACEMENTS]
+    assert list(rows()) == [*POLICIES, *PLACEMENTS, *INTRAS]
 
 
-@pytest.mark.parametrize("name", [*POLICIES, *PLACEMENTS])
+def class_of(name: str) -> type:
+    if name in INTRAS:
+        return intra_class(name)
+    return policy_class(name) if name in POLICIES else placement_class(name)
+
+
+def page_of(name: str) -> str:
+    if name in INTRAS:
+        return f"intra-{name}.md"
+    return f"{name}.md" if name in POLICIES else f"placement-{name}.md"
+
+
+@pytest.mark.parametrize("name", [*POLICIES, *PLACEMENTS, *INTRAS])
 def test_every_one_has_a_page_that_names_its_parameters(name: str) -> None:
     page, _ = rows()[name]
-    assert page == (f"{name}.md" if name in POLICIES else f"placement-{name}.md")
+    assert page == page_of(name)
     text = (PAGES / page).read_text(encoding="utf-8")
     assert text.startswith(f"# {name}\n")
-    cls = policy_class(name) if name in POLICIES else placement_class(name)
+    cls = class_of(name)
     missing = [
         field.name
         for field in fields(cls)
@@ -56,9 +75,9 @@ def test_every_one_has_a_page_that_names_its_parameters(name: str) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("name", [*POLICIES, *PLACEMENTS])
+@pytest.mark.parametrize("name", [*POLICIES, *PLACEMENTS, *INTRAS])
 def test_every_one_says_what_its_name_leaves_open(name: str) -> None:
-    made = policy_class(name)() if name in POLICIES else placement_class(name)()
+    made = class_of(name)()
     assert made.name == name
     assert made.says()
     assert all(sentence.endswith(".") for sentence in made.says())
