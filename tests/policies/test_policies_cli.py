@@ -9,7 +9,7 @@ import pytest
 
 import tandem
 from policies.catalog import catalog, entry_of
-from policies.registry import PLACEMENTS, POLICIES
+from policies.registry import INTRAS, PLACEMENTS, POLICIES
 from simulator import simulate
 from traces import Workload
 
@@ -23,7 +23,7 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
 def test_the_list_has_every_name_and_default(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "policies")
     assert code == 0
-    for name in [*POLICIES, *PLACEMENTS]:
+    for name in [*POLICIES, *PLACEMENTS, *INTRAS]:
         assert f"  {name} " in out
     assert "thresholds=3250;7200" in out
     assert "depth=1000" in out
@@ -43,7 +43,7 @@ def test_one_name_with_its_parameters(capsys: pytest.CaptureFixture[str]) -> Non
     assert "At most 5 jobs behind the head" in out
     assert entry_of("spread").kind == "placement"
     code, out, _ = run(capsys, "policies", "--json")
-    assert {entry["name"] for entry in json.loads(out)} == {*POLICIES, *PLACEMENTS}
+    assert {entry["name"] for entry in json.loads(out)} == {*POLICIES, *PLACEMENTS, *INTRAS}
 
 
 def test_check_a_name_and_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
