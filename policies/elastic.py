@@ -12,7 +12,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from traces import Allocation, Elastic, Request, WorkerMap
+from policies.rates import rates_of, reference_s
+from traces import Allocation, Elastic, Profile, Request, WorkerMap, Workload
 from traces.workermap import Gpu
 
 if TYPE_CHECKING:
@@ -65,3 +66,47 @@ def fault_of_size(elastic: Elastic, count: int) -> str | None:
     if count > elastic.max_gpus:
         return f"is given {count} GPUs; it may use at most {elastic.max_gpus} (max_gpus)"
     return None
+
+
+def timed(workload: Workload, profile: Profile) -> Workload:
+    """The same jobs, with the run time that follows from their steps where none is given.
+
+    An elastic job with ``total_steps`` and no ``duration_s`` takes as many reference step times
+    (:func:`policies.rates.reference_s`). Raises ``DataError`` and :class:`UsageError` for jobs
+    that the profile does not know.
+    """
+    table = workload.table
+    missing = table["max_gpus"].notna() & table["duration_s"].isna() & table["total_steps"].notna()
+    if not missing.any():
+        return workload
+    found = table.copy()
+    seconds = found["duration_s"].to_numpy(copy=True)
+    for job in workload.jobs():
+        if missing.iloc[job.rank]:
+            assert job.elastic is not None
+            assert job.elastic.total_steps is not None
+            seconds[job.rank] = job.elastic.total_steps * reference_s(profile, job.elastic)
+    found["duration_s"] = seconds
+    note = (
+        f"run times without one: total_steps x reference step time of the {profile.origin} profile"
+    )
+    source = replace(workload.source, notes=(*workload.source.notes, note))
+    return Workload(found, source)
+
+
+def usable_pools(
+    request: Request, elastic: Elastic, free: FreeGpus, profile: Profile | None
+) -> tuple[int, ...]:
+    """Indices of the pools an elastic job may use: allowed, or any if it mixes, and profiled.
+
+    Raises ``DataError`` if the profile does not know its model and batch size.
+    """
+    pools = free.pools
+    if not elastic.mixes_types and request.gpu_types:
+        found = [p.index for t in request.gpu_types for p in pools if p.gpu_type == t]
+    else:
+        found = [p.index for p in pools]
+    if profile is None:
+        return tuple(found)
+    known = rates_of(profile, elastic).microbatch_s
+    return tuple(i for i in found if pools[i].gpu_type in known)

@@ -5,18 +5,25 @@ another, which is its truth. They are equal unless a study wants a policy to be 
 
 Work is counted in seconds on the GPUs a job asked for. Its rate on an allocation is the speed of
 the GPU type, times a factor where the gang spans nodes or racks (1: communication costs nothing).
-An elastic job's rate depends on its worker map: the device with most work to do, logical workers
-over speed, sets the pace; rate 1 is one logical worker on each GPU at speed 1. Costs are seconds
-during which devices are held without progress.
+An elastic job's rate depends on its worker map. With a profile it is the job's reference step time
+(one logical worker on each of ``num_workers`` GPUs of its preferred type, on unlimited links) over
+that of the map (``policies.rates``), and speeds and factors do not apply to it. Without one, the
+device with most work to do, logical workers over speed, sets the pace. Costs are seconds during
+which devices are held without progress.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
+from policies.rates import UNLIMITED, Distortion, Network, rates_of, reference_s, step_time_of
 from policies.state import JobState
-from traces import Allocation, ClusterSpec, UsageError
+from traces import Allocation, ClusterSpec, DataError, Profile, UsageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +55,15 @@ class Model:
 
     ``speeds``: GPU type to speed (types not named have 1). ``across_nodes``, ``across_racks``:
     factor on the rate of a gang that spans nodes, and one that spans racks (then both apply).
+    ``profile``: of elastic jobs; ``distortion``: how the truth differs from it, job by job.
     """
 
     costs: Costs = field(default_factory=Costs)
     speeds: Mapping[str, float] = field(default_factory=dict)
     across_nodes: float = 1.0
     across_racks: float = 1.0
+    profile: Profile | None = None
+    distortion: Distortion = field(default_factory=Distortion)
 
     def __post_init__(self) -> None:
         for name, value in (
@@ -81,6 +91,15 @@ class Model:
         """Progress per second of an elastic job on an allocation, with its worker map."""
         workers = job.worker_map
         assert workers is not None, f"{job} has no worker map"
+        if self.profile is not None:
+            assert job.elastic is not None
+            own = rates_of(self.profile, job.elastic)
+            rates = self.distortion.rates(own, job.job_id)
+            comm = UNLIMITED
+            if own.gradient_bytes and len(workers.gpus) > 1:
+                comm = _network(_Same(spec)).comm(workers.allocation().shares)
+            step_s = step_time_of(rates, workers.layout(spec), comm).total_s
+            return reference_s(self.profile, job.elastic) / step_s
         nodes, speeds = spec.nodes, self.speeds
         rate = min(
             speeds.get(nodes[node].gpu_type, 1.0) / count
@@ -105,3 +124,59 @@ class Model:
         if job.first_start_s is None:
             return self.costs.start_s
         return self.costs.start_s + self.costs.restore_s
+
+    def describe(self) -> dict[str, Any]:
+        """What a run's record says of it; :func:`model_of` makes it again."""
+        from traces.profile_file import written  # noqa: PLC0415  (few runs have a profile)
+
+        return {
+            "costs": asdict(self.costs),
+            "speeds": dict(self.speeds),
+            "across_nodes": self.across_nodes,
+            "across_racks": self.across_racks,
+            "profile": None if self.profile is None else json.loads(written(self.profile)),
+            "profile_sha256": None if self.profile is None else self.profile.sha256(),
+            "distortion": asdict(self.distortion),
+        }
+
+
+class _Same:
+    """An inventory compared by identity: its content is long."""
+
+    def __init__(self, spec: ClusterSpec) -> None:
+        self.spec = spec
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.spec is self.spec
+
+    def __hash__(self) -> int:
+        return id(self.spec)
+
+
+@lru_cache(maxsize=16)
+def _network(same: _Same) -> Network:
+    return Network(same.spec)
+
+
+def model_of(recorded: Mapping[str, Any]) -> Model:
+    """Make a model again from a run's record.
+
+    Raises :class:`DataError` for fields that no model has.
+    """
+    from traces.profile_file import parse  # noqa: PLC0415  (few runs have a profile)
+
+    try:
+        profile = recorded.get("profile")
+        distortion = dict(recorded.get("distortion") or {})
+        if "of_type" in distortion:
+            distortion["of_type"] = tuple(map(tuple, distortion["of_type"]))
+        return Model(
+            costs=Costs(**recorded.get("costs", {})),
+            speeds=recorded.get("speeds", {}),
+            across_nodes=recorded.get("across_nodes", 1.0),
+            across_racks=recorded.get("across_racks", 1.0),
+            profile=None if profile is None else parse(profile, Path("run.json")),
+            distortion=Distortion(**distortion),
+        )
+    except (TypeError, AttributeError) as error:
+        raise DataError(f"the record of the model is damaged: {error}", column="model") from error

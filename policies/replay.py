@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from policies.contract import PlacementPolicy, Policy, Reason
 from policies.estimates import estimator
-from policies.model import Costs, Model
+from policies.model import model_of
 from policies.registry import make_placement, make_policy
 from policies.state import JobState
 from policies.view import LiveView
@@ -357,19 +357,3 @@ def _worker_map(seats: tuple[Seat, ...]) -> WorkerMap:
     """The worker map of an elastic job: its blocks in rank order."""
     blocks = sorted(seats)
     return WorkerMap.of([(b.node, b.gpu) for b in blocks], [b.workers for b in blocks])
-
-
-def model_of(recorded: dict[str, Any]) -> Model:
-    """Make the model of rates and costs again from a run's record.
-
-    Raises :class:`DataError` for fields that no model has.
-    """
-    try:
-        return Model(
-            costs=Costs(**recorded.get("costs", {})),
-            speeds=recorded.get("speeds", {}),
-            across_nodes=recorded.get("across_nodes", 1.0),
-            across_racks=recorded.get("across_racks", 1.0),
-        )
-    except (TypeError, AttributeError) as error:
-        raise DataError(f"the record of the model is damaged: {error}", column="model") from error

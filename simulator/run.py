@@ -24,7 +24,8 @@ import pandas as pd
 
 from policies.books import NoLog
 from policies.contract import PlacementPolicy, Policy
-from policies.driver import Driver
+from policies.driver import Assign, Driver
+from policies.elastic import timed
 from policies.errors import naming_the_policy
 from policies.model import Model
 from policies.placement.fragmentation import Fragmentation, typical
@@ -66,6 +67,7 @@ def simulate(
     name: str | None = None,
     model: Model | None = None,
     believed: Model | None = None,
+    assign: Assign | None = None,
     checkpoints: Checkpoints | None = None,
     outages: Sequence[Source] = (),
     seed: int = 0,
@@ -97,6 +99,8 @@ def simulate(
     spec = load_cluster(cluster) if isinstance(cluster, str) else cluster
     inter = make_policy(policy) if isinstance(policy, str) else policy
     where = make_placement(placement) if isinstance(placement, str) else placement
+    if model is not None and model.profile is not None:
+        workload = timed(workload, model.profile)
     if not 0 <= seed < 2**64:
         raise UsageError(f"seed is {seed}; expected a whole number from 0 to 2^64 - 1")
     without_time = _untimed(workload, untimed)
@@ -123,8 +127,8 @@ def simulate(
             "jobs": len(workload),
             "digest": workload.digest(),
         },
-        "model": dataclasses.asdict(backend.model),
-        "believed": None if believed is None else dataclasses.asdict(believed),
+        "model": backend.model.describe(),
+        "believed": None if believed is None else believed.describe(),
         "checkpoints": dataclasses.asdict(backend.checkpoints),
         "outages": [source.describe() for source in outages],
         "rejected": {"misfits": len(without_place), "untimed": len(without_time)},
@@ -144,6 +148,7 @@ def simulate(
             backend=backend,
             log=log,
             model=believed or backend.model,
+            assign=assign,
             seed=seed,
             infeasible=without_time | without_place,
             sample_s=None if path is None else _sample_s(workload, sample_s),

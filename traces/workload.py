@@ -270,7 +270,6 @@ def _check_elastic(table: pd.DataFrame, refuse: Callable[[pd.Series, str, str], 
     refuse(elastic & workers.isna(), "num_workers", "the logical workers of an elastic job")
     refuse(elastic & (workers < 1), "num_workers", "1 or more for an elastic job")
     refuse(elastic & (most < 1), "max_gpus", "1 or more")
-    refuse(elastic & (most > workers), "max_gpus", "at most num_workers: a GPU holds at least one")
     refuse(elastic & (least < 0), "min_gpus", "0 or more")
     refuse(elastic & (least > most), "min_gpus", "at most max_gpus")
     gangs = (table["num_gpus"] >= least.fillna(1).clip(lower=1)) & (table["num_gpus"] <= most)

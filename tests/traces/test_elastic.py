@@ -32,7 +32,6 @@ def test_nothing_is_guaranteed_unless_said() -> None:
     ("given", "column", "words"),
     [
         (row(max_gpus=4), "num_workers", "the logical workers"),
-        (row(num_workers=4, max_gpus=5), "max_gpus", "at most num_workers"),
         (row(num_workers=4, max_gpus=4, min_gpus=5), "min_gpus", "at most max_gpus"),
         (row(num_workers=4, max_gpus=3), "num_gpus", "to max_gpus"),
         (row(num_workers=8, max_gpus=8, min_gpus=5), "num_gpus", "from min_gpus"),

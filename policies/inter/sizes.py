@@ -1,0 +1,198 @@
+"""How many GPUs of which type are worth having: the sizes of an elastic job, cached per job class.
+
+Jobs of one class (model, batch size, logical workers, bounds, types they may use) have the same
+answers, so a scheduler asks this table and never enumerates plans per job. A size is GPUs by pool;
+its rate follows from the rate model with the best worker map (``policies.rates``): a device of type t
+is busy ``d_t(a) = a x micro-batch + (a - 1) x switch`` with a logical workers, so for every level f
+of these times, type t carries ``a_t(f)`` of them, and a size is feasible at f when its devices carry
+all. ``best`` scans the levels; at each it takes the cheapest GPUs that are feasible.
+
+Left out: where the GPUs stand. A reduction is charged at the profile's own cost, on unlimited links.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from policies.rates import device_s, rates_of, reduce_time, reference_s, UNLIMITED
+from traces import Elastic, Profile
+from traces.profile import JobRates
+
+Counts = tuple[int, ...]
+
+
+class Size(NamedTuple):
+    """GPUs by pool, progress per second on them, and their price."""
+
+    counts: Counts
+    rate: float
+    price: float
+
+
+class Sizes:
+    """The sizes of one class of jobs on one cluster.
+
+    ``prices``: of a GPU of each pool, by which equally fast choices are told apart.
+    """
+
+    def __init__(
+        self,
+        rates: JobRates,
+        elastic: Elastic,
+        pools: tuple[int, ...],
+        gpu_types: tuple[str, ...],
+        prices: tuple[float, ...],
+        reference: float,
+    ) -> None:
+        self.pools = pools
+        self.most = elastic.max_gpus
+        self.least = elastic.least_gpus
+        self.workers = elastic.num_workers
+        self.mixes = elastic.mixes_types and len(pools) > 1
+        self.prices = prices
+        self._rates = rates
+        self._types = gpu_types
+        self._reference = reference
+        self._times = [
+            [device_s(rates, gpu_types[p], a) for a in range(1, self.workers + 1)] for p in pools
+        ]
+        self._levels = sorted({t for times in self._times for t in times})
+        self._best: dict[tuple[Counts, float], Size | None] = {}
+        self._rate: dict[Counts, float] = {}
+        # The most progress that a unit of price buys: the yardstick of thrift.
+        self.density = max(self.rate(self._one(p)) / prices[p] for p in pools)
+
+    def _one(self, pool: int) -> Counts:
+        return tuple(1 if i == pool else 0 for i in range(len(self._types)))
+
+    def rate(self, counts: Counts) -> float:
+        """Progress per second on these GPUs with the best worker map (0 on none)."""
+        known = self._rate.get(counts)
+        if known is None:
+            known = self._rate[counts] = self._rate_of(counts)
+        return known
+
+    def _rate_of(self, counts: Counts) -> float:
+        used = [(j, counts[p]) for j, p in enumerate(self.pools) if counts[p]]
+        if not used:
+            return 0.0
+        low, high = 0, len(self._levels) - 1
+        while low < high:
+            middle = (low + high) // 2
+            if sum(n * self._carried(j, self._levels[middle]) for j, n in used) >= self.workers:
+                high = middle
+            else:
+                low = middle + 1
+        devices = min(sum(n for _, n in used), self.workers)
+        return self._progress(self._levels[low], [self.pools[j] for j, _ in used], devices)
+
+    def _progress(self, level: float, pools: Sequence[int], devices: int) -> float:
+        rates = self._rates
+        update_s = max(rates.update_s[self._types[p]] for p in pools)
+        reduce_s = reduce_time(rates.reduce, rates.gradient_bytes, devices, UNLIMITED)
+        return self._reference / (level + update_s + reduce_s)
+
+    def _carried(self, position: int, level: float) -> int:
+        """Logical workers that a device of a pool carries within ``level`` seconds."""
+        return bisect_right(self._times[position], level)
+
+    def price(self, counts: Counts) -> float:
+        """What these GPUs cost."""
+        return sum(n * p for n, p in zip(counts, self.prices, strict=True))
+
+    def best(self, limits: Counts, thrift: float) -> Size | None:
+        """The size within ``limits`` that is worth most: rate - thrift x density x price.
+
+        None if there is no size within them. ``thrift`` 0 takes the fastest, 1 only what is as
+        efficient as a single GPU.
+        """
+        most = self.most
+        key = (tuple(min(n, most) for n in limits), thrift)
+        if key not in self._best:
+            self._best[key] = self._search(key[0], thrift)
+        return self._best[key]
+
+    def _search(self, limits: Counts, thrift: float) -> Size | None:
+        found: Size | None = None
+        worth = 0.0
+        weight = thrift * self.density
+        groups = [range(len(self.pools))] if self.mixes else [[j] for j in range(len(self.pools))]
+        for group in groups:
+            usable = [j for j in group if limits[self.pools[j]]]
+            if sum(limits[self.pools[j]] for j in usable) < self.least:
+                continue
+            for level in self._levels:
+                size = self._at(level, usable, limits)
+                if size is None:
+                    continue
+                value = size.rate - weight * size.price
+                if found is None or value > worth + 1e-12:
+                    found, worth = size, value
+        return found
+
+    def _at(self, level: float, usable: Sequence[int], limits: Counts) -> Size | None:
+        """The cheapest size that is done within ``level``, about: cheapest per worker first."""
+        offers = [(self._carried(j, level), j) for j in usable]
+        carried = [(a, j) for a, j in offers if a]
+        for order in (
+            sorted(carried, key=lambda o: (self.prices[self.pools[o[1]]] / o[0], o[1])),
+            sorted(carried, key=lambda o: (-o[0], o[1])),
+        ):
+            counts = self._fill(order, limits)
+            if counts is not None:
+                pools = [p for p in self.pools if counts[p]]
+                devices = min(sum(counts), self.workers)
+                return Size(counts, self._progress(level, pools, devices), self.price(counts))
+        return None
+
+    def _fill(self, order: Sequence[tuple[int, int]], limits: Counts) -> Counts | None:
+        left, room = self.workers, self.most
+        counts = [0] * len(self._types)
+        for carried, j in order:
+            pool = self.pools[j]
+            n = min(-(-left // carried), limits[pool], room)
+            counts[pool] = n
+            left -= n * carried
+            room -= n
+            if left <= 0:
+                break
+        if left > 0:
+            return None
+        short = self.least - sum(counts)
+        for _, j in order:  # the fewest it may have, even if fewer would do
+            if short <= 0:
+                break
+            more = min(short, limits[self.pools[j]] - counts[self.pools[j]])
+            counts[self.pools[j]] += more
+            short -= more
+        return tuple(counts) if short <= 0 else None
+
+
+@lru_cache(maxsize=16_384)
+def sizes_of(
+    profile: Profile, elastic: Elastic, pools: tuple[int, ...], gpu_types: tuple[str, ...]
+) -> Sizes:
+    """The sizes of a job's class (``elastic`` without its steps)."""
+    rates = rates_of(profile, elastic)
+    prices = prices_of(profile, gpu_types)
+    return Sizes(rates, elastic, pools, gpu_types, prices, reference_s(profile, elastic))
+
+
+@lru_cache(maxsize=256)
+def prices_of(profile: Profile, gpu_types: tuple[str, ...]) -> tuple[float, ...]:
+    """The worth of a GPU of each type: its speed, averaged over models, the fastest being 1."""
+    sums = [0.0] * len(gpu_types)
+    number = [0] * len(gpu_types)
+    for model in profile.models.values():
+        for row in model.microbatch_s.values():
+            least = min((row[t] for t in gpu_types if t in row), default=None)
+            if least is None:
+                continue
+            for i, gpu_type in enumerate(gpu_types):
+                if gpu_type in row:
+                    sums[i] += least / row[gpu_type]
+                    number[i] += 1
+    return tuple(s / n if n else 1.0 for s, n in zip(sums, number, strict=True))
