@@ -13,6 +13,10 @@ the jobs' true run times changed, and for a reason for every waiting job. What i
 - ``lone job``: a job that has the cluster to itself runs,
 - ``finishes``: every job ends, in a number of decisions that leaves no doubt.
 
+A policy that sets the sizes of elastic jobs (``resizes``) is also given workloads in which most
+jobs are elastic, with guaranteed GPUs, types that mix and an opportunistic class; ``valid`` then
+means the bounds and types of each.
+
 Left out: costs, failures, and how good the policy is.
 """
 
@@ -29,6 +33,7 @@ from policies.clock import FINISH, Clock, Moment
 from policies.contract import Listener, PlacementPolicy, Policy, Reason
 from policies.driver import Driver
 from policies.errors import PlanError, StarvationError
+from policies.model import Model
 from policies.plan import Plan
 from policies.registry import make_placement, make_policy
 from policies.state import JobState
@@ -37,6 +42,8 @@ from traces import Allocation, ClusterSpec, Job, TandemError, WorkerMap, Workloa
 
 CLUSTERS = ("3x4:v100", "3x4:v100:2,3x4:t4:2")
 JOBS = 24
+SPEEDS = {"t4": 0.5}
+LONE_ELASTIC = {"num_workers": 4, "max_gpus": 4, "min_gpus": 1, "mixes_types": True}
 DECISIONS = 5_000  # of one run; a sound policy needs a few per job
 CHECKS = (
     "pure", "repeatable", "valid", "honest", "reasons", "order of rows", "lone job", "finishes"
@@ -101,9 +108,14 @@ def check_policy(
     examination = _Examination(subject, where)
     for job in _lone_jobs(virtual_clusters):
         examination.lone(job)
+        if subject.resizes:
+            examination.lone(job | LONE_ELASTIC)
     for number, cluster in enumerate(CLUSTERS):
         table = _workload(np.random.default_rng([seed, number]), cluster, virtual_clusters)
         examination.runs(table, ClusterSpec.parse(cluster))
+        if subject.resizes:
+            made = _elastic(table, np.random.default_rng([seed, number, 1]))
+            examination.runs(made, ClusterSpec.parse(cluster))
     return CheckReport(
         policy=subject.name or type(subject).__name__,
         placement=where.name or type(where).__name__,
@@ -159,8 +171,10 @@ class _Examination:
             placement=self.placement,
             backend=backend,
             log=log,
+            model=Model(speeds=SPEEDS) if workload.elastic else None,
         )
-        work_s = float(workload.table["duration_s"].sum())
+        # An elastic job may have to do with one GPU for all of its logical workers.
+        work_s = float((workload.table["duration_s"] * _slowest(workload.table)).sum())
         interval = self.policy.interval_s or 0.0
         begun = self.decisions
         self._limit = begun + DECISIONS
@@ -323,6 +337,30 @@ def _workload(
             "vc": [virtual_clusters[i] for i in rng.integers(0, len(virtual_clusters), JOBS)],
         }
     )
+
+
+def _elastic(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """The same jobs, three in four of them elastic with up to twice as many logical workers."""
+    count = len(table)
+    elastic = rng.random(count) < 0.75
+    gang = table["num_gpus"].to_numpy()
+    workers = gang * rng.choice([1, 1, 2], count)
+    least = np.minimum(gang, rng.choice([0, 0, 1, 2], count))
+    numbers = {"num_workers": workers, "max_gpus": workers, "min_gpus": least}
+    made = table.assign(
+        **{k: pd.array(np.where(elastic, v, 0), dtype="Int64") for k, v in numbers.items()},
+        mixes_types=elastic & (rng.random(count) < 0.5),
+        priority=rng.choice(["guaranteed", "opportunistic"], count),
+    )
+    made.loc[~elastic, list(numbers)] = pd.NA
+    return made
+
+
+def _slowest(table: pd.DataFrame) -> pd.Series:
+    """How many times as long a job takes on one GPU, at most."""
+    if "num_workers" not in table:
+        return pd.Series(1.0, index=table.index)
+    return table["num_workers"].astype("Float64").fillna(1.0).astype(float)
 
 
 class _Stay:

@@ -8,16 +8,18 @@ GPU takes an equal share of what the whole gang asked for, rounded up.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from policies.rates import rates_of, reference_s
-from traces import Allocation, Elastic, Profile, Request, WorkerMap, Workload
+from traces import Allocation, Elastic, Job, Profile, Request, UsageError, WorkerMap, Workload
+from traces.profile import JobRates
 from traces.workermap import Gpu
 
 if TYPE_CHECKING:
     from policies.free import FreeGpus
+    from policies.model import Model
 
 
 @lru_cache(maxsize=65_536)
@@ -94,19 +96,84 @@ def timed(workload: Workload, profile: Profile) -> Workload:
     return Workload(found, source)
 
 
-def usable_pools(
-    request: Request, elastic: Elastic, free: FreeGpus, profile: Profile | None
-) -> tuple[int, ...]:
-    """Indices of the pools an elastic job may use: allowed, or any if it mixes, and profiled.
+@dataclass(frozen=True, slots=True, eq=False)
+class Kind:
+    """A class of elastic jobs: alike in all but the amount of work. Compared by identity.
 
-    Raises ``DataError`` if the profile does not know its model and batch size.
+    ``pools``: indices of those it may use (allowed, or any if it mixes, and known to the profile).
+    ``rates``: believed times of its model on ``gpu_types``, the types of all pools.
+    ``reference``: believed step time at rate 1.
     """
-    pools = free.pools
-    if not elastic.mixes_types and request.gpu_types:
-        found = [p.index for t in request.gpu_types for p in pools if p.gpu_type == t]
+
+    elastic: Elastic
+    pools: tuple[int, ...]
+    gpu_types: tuple[str, ...]
+    prices: tuple[float, ...]
+    rates: JobRates
+    reference: float
+
+    @property
+    def preferred(self) -> int:
+        """The pool of its preferred type, or else the first that it may use."""
+        wanted = self.elastic.preferred_type
+        if wanted in self.gpu_types:
+            return self.gpu_types.index(wanted)
+        return self.pools[0]
+
+
+class Kinds:
+    """The classes of the jobs seen so far."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Elastic, tuple[str, ...]], Kind] = {}
+
+    def of(self, job: Job, free: FreeGpus, model: Model) -> Kind:
+        """Return the class of a job; raises ``DataError`` if the profile does not know it."""
+        assert job.elastic is not None
+        key = (replace(job.elastic, total_steps=None), job.request.gpu_types)
+        kind = self._known.get(key)
+        if kind is None:
+            kind = self._known[key] = _kind(*key, free, model)
+        return kind
+
+
+def _kind(elastic: Elastic, allowed: tuple[str, ...], free: FreeGpus, model: Model) -> Kind:
+    gpu_types = tuple(pool.gpu_type for pool in free.pools)
+    if model.profile is None:
+        rates = JobRates.plain({t: 1.0 / model.speeds.get(t, 1.0) for t in gpu_types})
+        prices = tuple(model.speeds.get(t, 1.0) for t in gpu_types)
+        reference = 1.0
     else:
-        found = [p.index for p in pools]
-    if profile is None:
-        return tuple(found)
-    known = rates_of(profile, elastic).microbatch_s
-    return tuple(i for i in found if pools[i].gpu_type in known)
+        rates = rates_of(model.profile, elastic)
+        prices = prices_of(model.profile, gpu_types)
+        reference = reference_s(model.profile, elastic)
+    if elastic.mixes_types or not allowed:
+        pools = tuple(range(len(gpu_types)))
+    else:
+        pools = tuple(gpu_types.index(t) for t in allowed if t in gpu_types)
+    pools = tuple(p for p in pools if gpu_types[p] in rates.microbatch_s)
+    if not pools:
+        wanted = "/".join(allowed) or "any type"
+        raise UsageError(
+            f"a job of {elastic.model} may use {wanted}, of which the cluster has none with times"
+            f" in the profile; the cluster has {', '.join(gpu_types)}, the profile"
+            f" {', '.join(rates.microbatch_s)}"
+        )
+    return Kind(elastic, pools, gpu_types, prices, rates, reference)
+
+
+@lru_cache(maxsize=256)
+def prices_of(profile: Profile, gpu_types: tuple[str, ...]) -> tuple[float, ...]:
+    """The worth of a GPU of each type: its speed, averaged over models, the fastest being 1."""
+    sums = [0.0] * len(gpu_types)
+    number = [0] * len(gpu_types)
+    for model in profile.models.values():
+        for row in model.microbatch_s.values():
+            least = min((row[t] for t in gpu_types if t in row), default=None)
+            if least is None:
+                continue
+            for i, gpu_type in enumerate(gpu_types):
+                if gpu_type in row:
+                    sums[i] += least / row[gpu_type]
+                    number[i] += 1
+    return tuple(s / n if n else 1.0 for s, n in zip(sums, number, strict=True))

@@ -35,6 +35,8 @@ POLICIES: dict[str, str] = {
     "tiresias": "policies.inter.las:Tiresias",
     "gittins": "policies.inter.gittins:Gittins",
     "quota": "policies.inter.quota:Quota",
+    "yarn-cs": "policies.inter.yarncs:YarnCs",
+    "easyscale": "policies.inter.easyscale:EasyScale",
 }
 PLACEMENTS: dict[str, str] = {
     "count": "policies.placement.count:Count",

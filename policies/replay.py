@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
 from math import isnan
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow.compute as pc
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from traces import Allocation, Elastic, Job, Request
 
 if TYPE_CHECKING:
+    from policies.elastic import Kind
     from policies.queues import Shape
     from traces import WorkerMap
 
@@ -26,7 +27,8 @@ class JobState:
     ``estimate_s``: how long the policy may believe the job runs in all (NaN if it may not know).
     ``memory``: what the policy declared to remember (see ``Policy.remember``). ``lesson``: what it
     has learned from finished jobs (``Policy.learn``).
-    ``elastic``: its bounds, or None for a rigid job. ``worker_map``: which of its logical workers
+    ``elastic``: its bounds, or None for a rigid job; ``kind``: its class, one object for all jobs
+    that are alike. ``worker_map``: which of its logical workers
     sit where, while an elastic job runs. ``gpus``: GPUs it asked for, or, of an elastic job that
     runs, those it holds; ``held`` then counts them by pool (``view.free.pools``).
     ``since_s``: when it last started, stopped or was submitted. ``begin_s``: when progress began
@@ -47,6 +49,7 @@ class JobState:
         "gpus",
         "held",
         "job",
+        "kind",
         "lesson",
         "memory",
         "migrations",
@@ -84,6 +87,7 @@ class JobState:
         self.preemptions = 0
         self.migrations = 0
         self.resizes = 0
+        self.kind: Kind | None = None
         self.held: tuple[int, ...] = ()
         self.worker_map: WorkerMap | None = None
         self.failures = 0

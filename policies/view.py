@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from policies.contract import Policy
-from policies.elastic import pools_held, sized
+from policies.elastic import Kinds, pools_held, sized
 from policies.free import FreeGpus
 from policies.model import Model
 from policies.plan import Draft
@@ -50,6 +50,7 @@ class ClusterView:
         self.placement = placement
         self.model = model or Model()
         self.elastic: dict[int, JobState] = {}
+        self._kinds = Kinds()
         self.free = FreeGpus(spec)
         self.waiting = WaitingJobs()
         self.running = RunningJobs(ordered=policy.orders_running)
@@ -110,6 +111,8 @@ class LiveView(ClusterView):
             self._shapes[key] = shape
         state = JobState(job, shape, estimate_s, self.now)
         state.lesson = self._lesson
+        if job.elastic is not None:
+            state.kind = self._kinds.of(job, self.free, self.model)
         if self._remembers:
             state.memory = policy.remember(state, self.now, "submit")
             self._wait(state)

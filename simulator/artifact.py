@@ -1,10 +1,10 @@
 """The world of EasyScale's artifact: a job is as fast as its scheduler's plan says.
 
-The artifact's simulator does not seat logical workers. It takes the step time from the plan that the
-scheduler chose, with the plan's defects: threads of types that the job does not hold slow it down,
-and the worst plan of a placement is the one carried out. So that its published numbers can be met,
-this model of rates asks for the plan as ``easyscale:version=paper`` works it out. Nothing else in
-Tandem uses it: in every other world the worker map decides.
+The artifact's simulator does not seat logical workers. It takes the step time from the plan that
+the scheduler chose, with the plan's defects: threads of types that the job does not hold slow it
+down, and the worst plan of a placement is the one carried out. So that its published numbers can be
+met, this model of rates asks for the plan as ``easyscale:version=paper`` works it out. Nothing else
+in Tandem uses it: in every other world the worker map decides.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from policies.inter.easyscale_paper import held_to, plan_after, plans_of, seconds_of
+from policies.inter.easyscale_paper import Class, plan_after, plans_of
 from policies.intra.artifact import Quirks, step_seconds
 from policies.model import Model
 from policies.rates import reference_s
@@ -32,11 +32,9 @@ class ArtifactModel(Model):
         elastic = job.elastic
         assert elastic is not None
         assert self.profile is not None
-        gpu_types = list(spec.gpu_types)
-        held = dict.fromkeys(gpu_types, 0) | dict(allocation.by_type(spec))
-        seconds = seconds_of(self.profile, elastic, gpu_types)
-        only = held_to(elastic, gpu_types, mixing=self.types == "mixed")
-        capacity = tuple(spec.gpus_by_type().values())
-        found = plans_of(seconds, elastic.num_workers, capacity, only, self.quirks)
-        plan = plan_after(found, (*job.memory, tuple(held[t] for t in gpu_types)), self.quirks)
-        return reference_s(self.profile, elastic) / step_seconds(seconds, plan)
+        assert job.kind is not None
+        jobs = Class.of(job.kind, mixing=self.types == "mixed")
+        held = dict.fromkeys(spec.gpu_types, 0) | dict(allocation.by_type(spec))
+        found = plans_of(jobs, tuple(spec.gpus_by_type().values()), self.quirks)
+        plan = plan_after(found, (*job.memory, tuple(held.values())), self.quirks)
+        return reference_s(self.profile, elastic) / step_seconds(jobs.seconds, plan)

@@ -1,8 +1,8 @@
-"""EasyScale's inter-job scheduler as its artifact behaves: rounds, growth by proposals, no way back.
+"""EasyScale's inter-job scheduler as its artifact behaves: rounds, proposals, no way back.
 
-Every round (60 s in the artifact) each waiting job, in order of submission, starts on its first plan
-if that fits; then the growths that all running jobs propose are accepted by gain, one a job, while
-GPUs last (``policies.intra.artifact``). Jobs never shrink and keep what they have.
+Every round (60 s in the artifact) each waiting job, in order of submission, starts on its first
+plan if that fits; then the growths that all running jobs propose are accepted by gain, one a job,
+while GPUs last (``policies.intra.artifact``). Jobs never shrink and keep what they have.
 
 A job's plan depends on how it grew, so what the view remembers of a job is the sequence of GPU
 counts it has held since its last start; the plan is worked out from that.
@@ -14,40 +14,50 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
+from policies.elastic import Kind
 from policies.intra import artifact
 from policies.intra.artifact import Counts, Plan, Quirks
 from policies.plan import Draft
-from policies.rates import rates_of
 from policies.state import JobState
 from policies.view import ClusterView
-from traces import Elastic, Profile, UsageError
+from traces import UsageError
 
 Path = tuple[Counts, ...]
 """GPUs of each type a job has held since its last start, one entry per start or resize."""
 
 
-def seconds_of(profile: Profile | None, elastic: Elastic, gpu_types: Sequence[str]) -> tuple[float, ...]:
-    """Seconds of one micro-batch on each GPU type.
+class Class(NamedTuple):
+    """Jobs that have the same plans: ``seconds`` of a micro-batch on each type, bounds of sizes.
 
-    Raises ``DataError`` for a type or model the profile lacks, :class:`UsageError` without one.
+    ``only``: the position of the one type they are held to, or None.
     """
-    if profile is None:
-        raise UsageError(
-            "policy easyscale, version paper: it plans with the times of a profile; give one"
-            " (--profile FILE)"
-        )
-    rates = rates_of(profile, elastic)
-    return tuple(rates.seconds(t) for t in gpu_types)
+
+    seconds: tuple[float, ...]
+    workers: int
+    least: int
+    most: int
+    only: int | None
+
+    @classmethod
+    def of(cls, kind: Kind, *, mixing: bool) -> Class:
+        """The class of a job; raises ``DataError`` if the profile lacks one of the types."""
+        elastic = kind.elastic
+        only = None
+        if not (mixing and elastic.mixes_types):
+            only = kind.preferred
+        seconds = tuple(kind.rates.seconds(t) for t in kind.gpu_types)
+        return cls(seconds, elastic.num_workers, elastic.least_gpus, elastic.max_gpus, only)
 
 
 @lru_cache(maxsize=65_536)
-def plans_of(
-    seconds: tuple[float, ...], max_p: int, capacity: Counts, only: int | None, quirks: Quirks
-) -> tuple[Plan, ...]:
-    """All plans of a job, the fastest first; ``only``: the one type it is held to."""
-    found = artifact.plans(seconds, max_p, capacity, quirks)
-    return found if only is None else artifact.on_type(found, only)
+def plans_of(jobs: Class, capacity: Counts, quirks: Quirks) -> tuple[Plan, ...]:
+    """All plans of a class within its bounds, the fastest first."""
+    found: Sequence[Plan] = artifact.plans(jobs.seconds, jobs.workers, capacity, quirks)
+    if jobs.only is not None:
+        found = artifact.on_type(found, jobs.only)
+    return tuple(p for p in found if jobs.least <= sum(p.placement) <= jobs.most)
 
 
 @lru_cache(maxsize=65_536)
@@ -70,42 +80,28 @@ def _best(found: Sequence[Plan], held: Counts) -> Plan:
     raise UsageError(f"policy easyscale, version paper: no plan for {held} GPUs")
 
 
-def held_to(elastic: Elastic, gpu_types: Sequence[str], *, mixing: bool) -> int | None:
-    """The position of the one type a job is held to; None if it may mix."""
-    if mixing and elastic.mixes_types:
-        return None
-    if elastic.preferred_type not in gpu_types:
-        raise UsageError(
-            f"policy easyscale, version paper: a job that may not mix types prefers"
-            f" {elastic.preferred_type}, which the cluster does not have"
-        )
-    return list(gpu_types).index(elastic.preferred_type or "")
-
-
 def plan_round(view: ClusterView, quirks: Quirks, *, mixing: bool) -> Draft:
-    """Decide one round."""
+    """Decide one round. Rigid jobs, which the artifact does not know, start first if they fit."""
     draft = view.draft()
-    gpu_types = [pool.gpu_type for pool in view.free.pools]
+    waiting: list[JobState] = []
+    for job in sorted(view.waiting, key=_rank):
+        if job.elastic is None:
+            draft.start(job)
+        else:
+            waiting.append(job)
+    running = sorted(view.elastic.values(), key=_rank)
     capacity = tuple(view.spec.gpus_by_type().values())
 
     def plans(job: JobState) -> tuple[Plan, ...]:
-        elastic = job.elastic
-        if elastic is None:
-            raise UsageError(
-                f"policy easyscale, version paper: job {job.job_id} is rigid; make it elastic"
-                " (--elastic RULE)"
-            )
-        seconds = seconds_of(view.model.profile, elastic, gpu_types)
-        only = held_to(elastic, gpu_types, mixing=mixing)
-        return plans_of(seconds, elastic.num_workers, capacity, only, quirks)
+        assert job.kind is not None
+        return plans_of(Class.of(job.kind, mixing=mixing), capacity, quirks)
 
-    waiting = sorted(view.waiting, key=lambda job: job.rank)
-    running = sorted(view.running, key=lambda job: job.rank)
+    waiting = [job for job in waiting if plans(job)]
     known = [plans(job) for job in running]
     started, grown = artifact.decide(
         [plans(job) for job in waiting],
         [(f, plan_after(f, job.memory, quirks)) for f, job in zip(known, running, strict=True)],
-        [pool.free for pool in view.free.pools],
+        [pool.free for pool in draft.free.pools],
         quirks,
     )
     for index, plan in started.items():
@@ -116,3 +112,7 @@ def plan_round(view: ClusterView, quirks: Quirks, *, mixing: bool) -> Draft:
         if job.elastic is not None and sum(plan.placement) <= job.elastic.max_gpus:
             draft.resize(job, plan.placement)
     return draft
+
+
+def _rank(job: JobState) -> int:
+    return job.rank

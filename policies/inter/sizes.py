@@ -1,25 +1,25 @@
-"""How many GPUs of which type are worth having: the sizes of an elastic job, cached per job class.
+"""How many GPUs of which type are worth having: the sizes of an elastic job, per class of jobs.
 
 Jobs of one class (model, batch size, logical workers, bounds, types they may use) have the same
 answers, so a scheduler asks this table and never enumerates plans per job. A size is GPUs by pool;
-its rate follows from the rate model with the best worker map (``policies.rates``): a device of type t
-is busy ``d_t(a) = a x micro-batch + (a - 1) x switch`` with a logical workers, so for every level f
-of these times, type t carries ``a_t(f)`` of them, and a size is feasible at f when its devices carry
-all. ``best`` scans the levels; at each it takes the cheapest GPUs that are feasible.
+its rate is that of the best worker map (``policies.rates``): a device of type t is busy
+``d_t(a) = a x micro-batch + (a - 1) x switch`` with a logical workers, so for every level f of
+these times, type t carries ``a_t(f)`` of them, and a size is done within f if its devices carry
+all. ``best`` looks at every level; at each it takes the cheapest GPUs that are done within it.
 
-Left out: where the GPUs stand. A reduction is charged at the profile's own cost, on unlimited links.
+Left out: where the GPUs stand. A reduction costs what the profile says, on unlimited links.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
-from policies.rates import device_s, rates_of, reduce_time, reference_s, UNLIMITED
-from traces import Elastic, Profile
-from traces.profile import JobRates
+from policies.elastic import Kind
+from policies.rates import UNLIMITED, device_s, reduce_time
 
 Counts = tuple[int, ...]
 
@@ -33,29 +33,19 @@ class Size(NamedTuple):
 
 
 class Sizes:
-    """The sizes of one class of jobs on one cluster.
+    """The sizes of one class of jobs on one cluster."""
 
-    ``prices``: of a GPU of each pool, by which equally fast choices are told apart.
-    """
-
-    def __init__(
-        self,
-        rates: JobRates,
-        elastic: Elastic,
-        pools: tuple[int, ...],
-        gpu_types: tuple[str, ...],
-        prices: tuple[float, ...],
-        reference: float,
-    ) -> None:
-        self.pools = pools
+    def __init__(self, kind: Kind) -> None:
+        elastic = kind.elastic
+        self.pools = pools = kind.pools
         self.most = elastic.max_gpus
         self.least = elastic.least_gpus
         self.workers = elastic.num_workers
         self.mixes = elastic.mixes_types and len(pools) > 1
-        self.prices = prices
-        self._rates = rates
-        self._types = gpu_types
-        self._reference = reference
+        self.prices = prices = kind.prices
+        self._rates = rates = kind.rates
+        self._types = gpu_types = kind.gpu_types
+        self._reference = kind.reference
         self._times = [
             [device_s(rates, gpu_types[p], a) for a in range(1, self.workers + 1)] for p in pools
         ]
@@ -172,27 +162,8 @@ class Sizes:
 
 
 @lru_cache(maxsize=16_384)
-def sizes_of(
-    profile: Profile, elastic: Elastic, pools: tuple[int, ...], gpu_types: tuple[str, ...]
-) -> Sizes:
-    """The sizes of a job's class (``elastic`` without its steps)."""
-    rates = rates_of(profile, elastic)
-    prices = prices_of(profile, gpu_types)
-    return Sizes(rates, elastic, pools, gpu_types, prices, reference_s(profile, elastic))
-
-
-@lru_cache(maxsize=256)
-def prices_of(profile: Profile, gpu_types: tuple[str, ...]) -> tuple[float, ...]:
-    """The worth of a GPU of each type: its speed, averaged over models, the fastest being 1."""
-    sums = [0.0] * len(gpu_types)
-    number = [0] * len(gpu_types)
-    for model in profile.models.values():
-        for row in model.microbatch_s.values():
-            least = min((row[t] for t in gpu_types if t in row), default=None)
-            if least is None:
-                continue
-            for i, gpu_type in enumerate(gpu_types):
-                if gpu_type in row:
-                    sums[i] += least / row[gpu_type]
-                    number[i] += 1
-    return tuple(s / n if n else 1.0 for s, n in zip(sums, number, strict=True))
+def sizes_of(kind: Kind, *, preferred: bool = False) -> Sizes:
+    """The sizes of a class of jobs; ``preferred``: on its preferred type alone."""
+    if preferred:
+        kind = replace(kind, pools=(kind.preferred,))
+    return Sizes(kind)

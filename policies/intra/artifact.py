@@ -48,8 +48,8 @@ class Quirks:
     ``rounds``: sums are added up GPU by GPU at ``k`` times the speeds, and equal plans differ in
     their last bits (else one formula, and equal plans are equal). ``relative_gain``: proposals are
     ranked by the relative speed-up per GPU (else by the absolute one). ``first_is_worst``: a job
-    starts on its plan of least speed-up (else on the best of one GPU). ``ties``: seed of the order
-    among equal plans.
+    starts on its plan of least speed-up (else on the best of fewest GPUs). ``ties``: seed of the
+    order among equal plans.
     """
 
     single_waste: bool = True
@@ -133,7 +133,8 @@ def first(found: Sequence[Plan], quirks: Quirks = ARTIFACT) -> Plan:
     """The plan a job starts with."""
     if quirks.first_is_worst:
         return found[-1]
-    return max((p for p in found if sum(p.placement) == 1), key=lambda p: p.speedup)
+    fewest = min(sum(p.placement) for p in found)
+    return max((p for p in found if sum(p.placement) == fewest), key=lambda p: p.speedup)
 
 
 def proposals(found: Sequence[Plan], held: Plan, quirks: Quirks = ARTIFACT) -> list[Growth]:

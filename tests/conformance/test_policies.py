@@ -38,6 +38,12 @@ def test_registered_policies_conform(policy: str, placement: str) -> None:
         "quota:inner=tiresias,inner.thresholds=20;60,shares=a=2;b=1,borrow=true",
         "quota:inner=gittins,inner.levels=10;30,inner.min_history=3,shares=a=1;b=1",
         "quota:inner=conservative,shares=a=1;b=1",
+        "yarn-cs:round_s=10",
+        "easyscale:estimates=true,margin=1,thrift=0",
+        "easyscale:estimates=noisy:1,aging=0.1,round_s=7",
+        "easyscale:types=preferred,prior_s=5,horizon_s=20",
+        "easyscale:version=paper",
+        "easyscale:version=paper,types=preferred,quirks=none,round_s=5",
     ],
 )
 def test_so_do_their_parameters(policy: str) -> None:
@@ -212,7 +218,73 @@ def test_what_is_broken_is_found(policy: Policy, check: str, words: str) -> None
     assert f"FAILED  {check}" in str(report)
 
 
-@pytest.mark.parametrize("policy", [Toy(), OneAtATime()])
+class Sizes(Toy):
+    """Gives every elastic job what it is told to; to be broken."""
+
+    resizes: ClassVar[bool] = True
+
+    def size(self, job: JobState) -> int:
+        assert job.elastic is not None
+        return job.elastic.least_gpus
+
+    def plan(self, view: ClusterView) -> Draft:
+        draft = view.draft()
+        for job in view.waiting:
+            if job.elastic is None:
+                draft.start(job)
+            else:
+                pool = job.shape.pools[0]
+                counts = [self.size(job) if p.index == pool else 0 for p in view.free.pools]
+                draft.resize(job, counts)
+        return draft
+
+
+class TooFew(Sizes):
+    def size(self, job: JobState) -> int:
+        assert job.elastic is not None
+        return max(1, job.elastic.min_gpus - 1)
+
+
+class TooMany(Sizes):
+    def size(self, job: JobState) -> int:
+        assert job.elastic is not None
+        return job.elastic.max_gpus + 1
+
+
+class ReadsSteps(Sizes):
+    def size(self, job: JobState) -> int:
+        assert job.elastic is not None
+        return job.elastic.max_gpus if job.job.duration_s > 25 else job.elastic.least_gpus
+
+
+class StarvesElastic(Toy):
+    resizes: ClassVar[bool] = True
+
+    def plan(self, view: ClusterView) -> Plan:
+        draft = view.draft()
+        for job in view.waiting:
+            if job.elastic is None:
+                draft.start(job)
+        return draft
+
+
+@pytest.mark.parametrize(
+    ("policy", "check", "words"),
+    [
+        (TooFew(), "valid", "at least 2"),
+        (TooMany(), "valid", "at most"),
+        (ReadsSteps(), "honest", "estimate_s"),
+        (StarvesElastic(), "lone job", "starves"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Policy) else None,
+)
+def test_what_is_broken_for_elastic_jobs_is_found(policy: Policy, check: str, words: str) -> None:
+    report = check_policy(policy)
+    found = {finding.check: finding.fault for finding in report.findings}
+    assert words in found[check]
+
+
+@pytest.mark.parametrize("policy", [Toy(), OneAtATime(), Sizes()])
 def test_what_is_simple_or_slow_is_not_broken(policy: Policy) -> None:
     report = check_policy(policy)
     assert report, str(report)

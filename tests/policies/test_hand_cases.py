@@ -31,6 +31,8 @@ NAMES = (
     "conservative",
     "gittins",
     "quota",
+    "yarn-cs",
+    "easyscale",
 )
 _CASE = re.compile(r"^Case: `([^`]+)` on `([^`]+)`\.$", re.MULTILINE)
 _DRAWN = re.compile(r"^gpu (\d+)\s+(\S+)$", re.MULTILINE)
@@ -84,6 +86,8 @@ def workload(case: Case) -> Workload:
             job["estimate_s"] = float(row["estimate_s"])
         if "vc" in row:
             job["vc"] = row["vc"]
+        if "workers" in row:
+            job["num_workers"] = job["max_gpus"] = int(row["workers"])
         jobs.append(job)
     return Workload.from_jobs(jobs)
 

@@ -1,0 +1,226 @@
+"""EasyScale's inter-job scheduler, repaired: one pass in order, giving each job its size.
+
+At every event the GPUs of all elastic jobs are given out anew, first to whoever is expected to need
+least service. Per job the pass asks a table of its class (``policies.inter.sizes``) for the size
+that is worth most within what is left, so nothing enumerates plans. What is repaired:
+
+- a job starts at the size it is worth, not at one GPU, and grows and shrinks in any steps,
+- a size is the cheapest set of GPUs that is as fast, so no GPU is held without a logical worker,
+- a running job changes its size of its own accord only if that repays the change: progress at the
+  new rate, less what the change costs, over the time it is expected to go on (at most a horizon),
+- whoever starts may take GPUs from those who come after it, never from those before it,
+- what is expected of a job grows with what it has had, and it moves up while it ages, so nobody
+  waits for ever; guaranteed GPUs (minP) are set aside before anything else.
+
+Order: the key ``left x workers / (1 + age / (aging x left))``, with ``left`` the expected work left
+in seconds at rate 1: the estimate, if the policy has one, else ``prior_s`` plus what it has done.
+The keys of running jobs are multiplied by ``margin``, so that only a clearly shorter job displaces
+one. Opportunistic jobs (``priority``) come after all others.
+
+Left out: where GPUs stand, and what a reduction costs on the links between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from heapq import merge
+from typing import NamedTuple
+
+from policies.inter.sizes import Counts, Size, Sizes, sizes_of
+from policies.plan import Draft
+from policies.state import JobState
+from policies.view import ClusterView
+
+OPPORTUNISTIC = "opportunistic"
+
+
+class Weights(NamedTuple):
+    """The parameters of the pass (see ``easyscale``)."""
+
+    prior_s: float
+    horizon_s: float
+    thrift: float
+    margin: float
+    aging: float
+    estimates: bool
+    preferred: bool
+
+
+class Claim(NamedTuple):
+    """A job in line: opportunistic jobs last, then by key, then by submission."""
+
+    late: bool
+    key: float
+    rank: int
+    job: JobState
+
+
+def left_s(job: JobState, now: float, weights: Weights) -> float:
+    """Expected work left, in seconds at rate 1."""
+    if weights.estimates:
+        return max(job.remaining_s(now), 1.0)
+    return weights.prior_s + job.progress_s(now)
+
+
+def claim(job: JobState, now: float, weights: Weights) -> Claim:
+    """The place of a job in line."""
+    left = left_s(job, now, weights)
+    workers = job.request.num_gpus if job.elastic is None else job.elastic.num_workers
+    key = left * workers / (1.0 + (now - job.job.submit_s) / (weights.aging * left))
+    if job.running:
+        key *= weights.margin
+    return Claim(job.job.priority == OPPORTUNISTIC, key, job.rank, job)
+
+
+class Pass:
+    """One decision over one view.
+
+    ``room``: GPUs by pool that are not given out yet. ``idle``: how many of these nobody holds.
+    ``floors``: guaranteed GPUs set aside for jobs that have not had their turn.
+    """
+
+    def __init__(self, view: ClusterView, weights: Weights) -> None:
+        self.view = view
+        self.weights = weights
+        self.cost_s = view.model.costs.rescale_s
+        self.room = [pool.free for pool in view.free.pools]
+        self.idle = self.room.copy()
+        for job in view.elastic.values():
+            for pool, count in enumerate(job.held):
+                self.room[pool] += count
+        self.floors: dict[JobState, Counts] = {}
+        self.given: list[tuple[JobState, Counts]] = []
+        self.gangs: list[JobState] = []
+        self.blocked: set[int] = set()  # pools in which an old gang waits for room
+
+    def run(self) -> Draft:
+        """Give out everything, and return what changes."""
+        now, weights = self.view.now, self.weights
+        running = sorted(claim(job, now, weights) for job in self.view.elastic.values())
+        waiting = sorted(claim(job, now, weights) for job in self.view.waiting)
+        self._set_aside(c.job for c in running)
+        self._set_aside(sorted((c.job for c in waiting), key=lambda job: job.rank))
+        left = len(waiting)
+        for _, _, _, job in merge(running, waiting):
+            if job.running:
+                self._running(job, contested=left > 0)
+                continue
+            left -= 1
+            if job.elastic is None:
+                self._gang(job)
+            elif any(self.room) or job in self.floors:
+                self._waiting(job, contested=left > 0)
+        return self._draft()
+
+    def _set_aside(self, jobs: Iterable[JobState]) -> None:
+        """Keep the guaranteed GPUs of these jobs out of the room of others, as far as it goes."""
+        for job in jobs:
+            elastic, kind = job.elastic, job.kind
+            if elastic is None or kind is None or not elastic.min_gpus:
+                continue
+            limits = job.held if job.running else tuple(self.room)
+            floor = _least(elastic.least_gpus, limits, kind.pools, mixes=elastic.mixes_types)
+            if floor is not None:
+                self.floors[job] = floor
+                self._take(floor, job.held)
+
+    def _take(self, counts: Counts, held: Counts) -> None:
+        room, idle = self.room, self.idle
+        for pool, count in enumerate(counts):
+            room[pool] -= count
+            have = held[pool] if held else 0
+            idle[pool] = max(0, min(room[pool], idle[pool] + min(0, have - count)))
+
+    def _give(self, job: JobState, counts: Counts) -> None:
+        room, idle, held = self.room, self.idle, job.held
+        for pool, count in enumerate(counts):
+            room[pool] -= count
+            have = held[pool] if held else 0
+            idle[pool] = max(0, min(room[pool], idle[pool] + have - count))
+        if counts != held and (held or any(counts)):
+            self.given.append((job, counts))
+
+    def _limits(self, job: JobState) -> Counts:
+        """What is left for a job, with what was set aside for it."""
+        floor = self.floors.pop(job, None)
+        if floor is not None:
+            for pool, count in enumerate(floor):
+                self.room[pool] += count
+        return tuple(self.room)
+
+    def _running(self, job: JobState, *, contested: bool) -> None:
+        room, held = self._limits(job), job.held
+        assert job.kind is not None
+        sizes = sizes_of(job.kind, preferred=self.weights.preferred)
+        thrift = self.weights.thrift if contested else 0.0
+        limits = tuple(min(r, h + i) for r, h, i in zip(room, held, self.idle, strict=True))
+        best = sizes.best(limits, thrift)
+        if best is None:
+            self._give(job, (0,) * len(held))
+            return
+        whole = all(h <= r for h, r in zip(held, room, strict=True))
+        keeps = whole and (best.counts == held or not self._repays(job, sizes, best, thrift))
+        self._give(job, held if keeps else best.counts)
+
+    def _repays(self, job: JobState, sizes: Sizes, best: Size, thrift: float) -> bool:
+        """Whether a change of size repays what it costs."""
+        weight = thrift * sizes.density
+        left = left_s(job, self.view.now, self.weights)
+        span_s = min(left / best.rate, self.weights.horizon_s)
+        if span_s <= self.cost_s:
+            return False
+        worth = best.rate * (1.0 - self.cost_s / span_s) - weight * best.price
+        return worth > sizes.rate(job.held) - weight * sizes.price(job.held) + 1e-9
+
+    def _waiting(self, job: JobState, *, contested: bool) -> None:
+        room = self._limits(job)
+        assert job.kind is not None
+        sizes = sizes_of(job.kind, preferred=self.weights.preferred)
+        best = sizes.best(room, self.weights.thrift if contested else 0.0)
+        if best is not None:
+            self._give(job, best.counts)
+
+    def _gang(self, job: JobState) -> None:
+        """A rigid job starts as a gang; what does not fit and is old keeps later ones back."""
+        count = max(1, job.request.num_gpus) if job.shape.pools else 0
+        for pool in job.shape.pools:
+            if self.room[pool] >= count and pool not in self.blocked:
+                self._take(tuple(count if p == pool else 0 for p in range(len(self.room))), ())
+                self.gangs.append(job)
+                return
+        age = self.view.now - job.job.submit_s
+        if age > self.weights.aging * left_s(job, self.view.now, self.weights):
+            self.blocked.update(job.shape.pools)
+
+    def _draft(self) -> Draft:
+        """First all who give back, then all who take."""
+        draft = self.view.draft()
+        for job, counts in self.given:
+            if job.running:
+                less = tuple(map(min, job.held, counts))
+                if not any(less):
+                    draft.stop(job)
+                elif less != job.held:
+                    draft.resize(job, less)
+        for job in self.gangs:
+            draft.start(job)
+        for job, counts in self.given:
+            if any(counts):
+                draft.resize(job, counts)
+        return draft
+
+
+def _least(least: int, limits: Counts, pools: tuple[int, ...], *, mixes: bool) -> Counts | None:
+    """So many GPUs within the limits: of one pool if there are, else of several if it may mix."""
+    roomy = max(pools, key=lambda pool: limits[pool], default=None)
+    if roomy is None:
+        return None
+    counts = [0] * len(limits)
+    if limits[roomy] >= least:
+        counts[roomy] = least
+        return tuple(counts)
+    if not mixes:
+        return None
+    for pool in pools:
+        counts[pool] = min(limits[pool], least - sum(counts))
+    return tuple(counts) if sum(counts) >= least else None
