@@ -45,8 +45,9 @@ from models.bench.measure import alternately, clock_of
 from models.bench.peaks import device_name
 from models.config import PAPER, TINY, LongerConfig
 from models.longer.execution import PARTS, Execution
-from models.longer.kvcache import Candidates, Events, encode, score
+from models.longer.kvcache import Events, encode
 from models.longer.network import Longer
+from models.longer.scoring import Candidates, score
 from models.serve.figures import summary
 from models.serve.flops import encode_flops, score_flops, speedup
 from models.serve.version import publish_state

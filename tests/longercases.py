@@ -12,9 +12,10 @@ from models.batch import Batch
 from models.config import TINY, LongerConfig, Sampling
 from models.longer.attention import Block
 from models.longer.features import age_bucket
-from models.longer.kvcache import Candidates, Events
+from models.longer.kvcache import Events
 from models.longer.network import Longer
 from models.longer.sampling import sampled
+from models.longer.scoring import Candidates
 
 SAMPLINGS: tuple[Sampling, ...] = ("recent", "uniform", "learnable", "recent+uniform")
 SMALL = replace(TINY, d=4, merge=3, max_length=20, queries=4, head_hidden=(8,), num_actions=3)

@@ -1,17 +1,12 @@
-"""Serving with a cache: one history is encoded once, and many candidates are scored against it.
+"""Serving with a cache: one history is encoded once, for many candidates to be scored against.
 
 Source: LONGER (arXiv 2505.04421), serving with a key-value cache. Its complete content follows from
 the mask: a row sees only what stands before it, and the cross features and the candidate stand
 last, so no row before them depends on a candidate. Kept are the keys and values of these rows: in
 the cross layer those of all merged tokens, the user and the CLS tokens; in each self-causal layer
 those of the sampled tokens, the user and the CLS tokens; and the last rows of user and CLS for the
-head. A candidate adds ``num_cross + 1`` rows of its own, which see the cache and each other but no
-other candidate.
-
-Scores equal those of the whole network up to rounding (fp64: 1e-12). Bits may differ, because
-matrix products of other shapes may add in another order. The same holds for ``encode_many`` and
-``score_many``, which take several users at once, jagged: what belongs to all of them alike (maps of
-rows, feed-forward networks) is one product, attention is each user's own.
+head. ``models.longer.scoring`` scores candidates against it. ``encode_many`` takes several users at
+once, jagged, and gives what ``encode`` gives for each, up to rounding.
 
 What ``append`` supports: ages and positions of cached events must stay as they were. So groups
 and positions must be counted from the oldest event, queries be the recent ones, and the history not
@@ -21,12 +16,12 @@ group is merged again, and the cross layer runs for new tokens, user and CLS; se
 anew over the sampled tokens, whose window has moved. For a request at another time with true ages,
 encode anew.
 
-Shapes: B users, R rows, Q candidates, C = num_cross + 1, S cached keys, H heads, E width of a head.
+Shapes: B users, R rows, S cached keys, H heads, E width of a head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -37,14 +32,11 @@ from models.batch import Lookup
 from models.config import LongerConfig
 from models.errors import ModelError
 from models.longer.attention import Block, Segment, Segments, attend, take_rows
-from models.longer.check import check_candidates, check_events, check_ids
+from models.longer.check import check_events, check_ids
 from models.longer.execution import Part
 from models.longer.layout import Layout, plan
 from models.longer.network import Longer
 from models.longer.sampling import Ints, lower_right
-
-CHUNK = 256
-"""Candidates scored at once; bounds the memory of the attention scores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,15 +62,6 @@ class Events:
                 for f in fields(self)
             }
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidates:
-    """Candidates for one user: ``item``, ``category`` (Q,), ``cross`` (Q, num_cross), raw ids."""
-
-    item: Tensor
-    category: Tensor
-    cross: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +114,7 @@ def encode_many(
 ) -> list[Cache]:
     """Encode the histories of ``users`` (B,) at once; as ``encode`` for each, up to rounding."""
     config = network.config
-    _evaluating(network)
+    check_evaluating(network)
     check_ids("user", users, (len(histories),))
     for events in histories:
         check_events(events.item, events.category, events.action, events.age_s, config)
@@ -160,8 +143,8 @@ def encode_many(
 def append(network: Longer, cache: Cache, later: Events, lookup: Lookup) -> Cache:
     """Return the cache of the history with later events. Raises ModelError where unsupported."""
     config = network.config
-    _evaluating(network)
-    _same_network(network, cache)
+    check_evaluating(network)
+    check_same_network(network, cache)
     check_events(later.item, later.category, later.action, later.age_s, config)
     check_appendable(config, cache.events + len(later))
     if len(later) == 0:
@@ -193,115 +176,8 @@ def append(network: Longer, cache: Cache, later: Events, lookup: Lookup) -> Cach
     )
 
 
-@torch.no_grad()
-def score(network: Longer, cache: Cache, candidates: Candidates, lookup: Lookup) -> Tensor:
-    """Return the logits (Q,) of candidates against a cache; ModelError for bad candidates."""
-    return score_many(network, [(cache, candidates)], lookup)[0]
-
-
-@torch.no_grad()
-def score_many(
-    network: Longer, asked: Sequence[tuple[Cache, Candidates]], lookup: Lookup
-) -> list[Tensor]:
-    """Return for each cache the logits of its candidates; as ``score`` for each, up to rounding."""
-    _evaluating(network)
-    for cache, candidates in asked:
-        _same_network(network, cache)
-        item = candidates.item
-        check_candidates(item, candidates.category, candidates.cross, item.numel(), network.config)
-    counts = [len(candidates.item) for _, candidates in asked]
-    if sum(counts) == 0:
-        return [torch.zeros(0, dtype=network.dtype, device=c.item.device) for _, c in asked]
-    rows = network.execution.run(
-        "features",
-        network.globals.bound,
-        network.vectors(lookup, "cross", torch.cat([c.cross for _, c in asked])),
-        network.vectors(lookup, "item", torch.cat([c.item for _, c in asked])),
-        network.vectors(lookup, "category", torch.cat([c.category for _, c in asked])),
-    )
-    chunks = _chunks([cache for cache, _ in asked], counts)
-    logits = [
-        _score(network, chunk, part)
-        for chunk, part in zip(chunks, torch.split(rows, CHUNK), strict=True)
-    ]
-    return list(torch.split(torch.cat(logits), counts))
-
-
-def _chunks(caches: Sequence[Cache], counts: Sequence[int]) -> Iterator[list[tuple[Cache, int]]]:
-    """Yield which caches the candidates of each chunk of ``CHUNK`` belong to, and how many."""
-    chunk: list[tuple[Cache, int]] = []
-    room = CHUNK
-    for cache, count in zip(caches, counts, strict=True):
-        left = count
-        while left:
-            taken = min(left, room)
-            chunk.append((cache, taken))
-            left, room = left - taken, room - taken
-            if room == 0:
-                yield chunk
-                chunk, room = [], CHUNK
-    if chunk:
-        yield chunk
-
-
-def _score(network: Longer, chunk: list[tuple[Cache, int]], rows_QCD: Tensor) -> Tensor:  # noqa: N803
-    x = rows_QCD
-    blocks = _blocks(network)
-    for number, block in enumerate(blocks):
-        queries = 1 if block is blocks[-1] else x.shape[1]  # the head reads the candidate's row
-        held = [(*cache.layers[number], count) for cache, count in chunk]
-        x = network.execution.run(_part(network, block), _against_caches, x, block, queries, held)
-    free = torch.cat([cache.free.expand(count, -1, -1) for cache, count in chunk])
-    candidate = network.head.norm(x[:, -1])
-    return network.execution.run("head", network.head.judge, candidate, free)
-
-
-def _against_caches(
-    x: Tensor, block: Block, queries: int, held: Sequence[tuple[Tensor, Tensor, int]]
-) -> Tensor:
-    """Return the last ``queries`` rows (Q, queries, D) of x (Q, C, D) after one block.
-
-    ``held``: keys and values of a cache, and how many of the candidates are its own.
-    """
-    normed = block.norm(x)
-    own_k, own_v = block.keys_values(normed)  # (Q, C, H, E)
-    x, normed = x[:, -queries:], normed[:, -queries:]
-    q = block.queries(normed)
-    q = q / q.shape[-1] ** 0.5
-    counts = [count for _, _, count in held]
-    outs = [
-        _attended(part, own_keys, own_values, k, v)
-        for (k, v, _), part, own_keys, own_values in zip(
-            held,
-            torch.split(q, counts),
-            torch.split(own_k, counts),
-            torch.split(own_v, counts),
-            strict=True,
-        )
-    ]
-    return block.finish(x, torch.cat(outs).flatten(2))
-
-
-def _attended(q: Tensor, own_k: Tensor, own_v: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return what queries (Q, N, H, E) take from one cache (S, H, E) and their own (Q, C, H, E).
-
-    The softmax runs over cached and own keys together; the cache is read, never copied.
-    """
-    queries, own_keys = q.shape[1], own_k.shape[1]
-    cached = torch.einsum("qnhe,she->qhns", q, k.to(q.dtype))
-    own = torch.einsum("qnhe,qche->qhnc", q, own_k)
-    hidden = torch.ones(queries, own_keys, dtype=torch.bool, device=q.device)
-    own = own.masked_fill(hidden.triu(own_keys - queries + 1), float("-inf"))
-    scores = torch.cat([cached, own], dim=-1)
-    wide = torch.promote_types(scores.dtype, torch.float32)
-    shares = torch.softmax(scores, dim=-1, dtype=wide).to(own_v.dtype)
-    of_cache, of_own = torch.split(shares, [k.shape[0], own_keys], dim=-1)
-    out = torch.einsum("qhns,she->qnhe", of_cache, v.to(q.dtype))
-    return out + torch.einsum("qhnc,qche->qnhe", of_own, own_v)
-
-
-def _blocks(network: Longer) -> list[Block]:
-    """The layers in order, the cross layer first."""
+def blocks_of(network: Longer) -> list[Block]:
+    """Return the layers in order, the cross layer first."""
     blocks = [network.cross, *network.layers]
     return [block for block in blocks if isinstance(block, Block)]
 
@@ -368,7 +244,7 @@ def _all_layers(
     query_rows = _per_user(layout.cross, "queries")
     layers = [(_split(k, key_rows), _split(v, key_rows))]
     sampled = [part[:-m].clone() for part in torch.split(rows, query_rows)]
-    blocks = _blocks(network)
+    blocks = blocks_of(network)
     for block in blocks[1:]:
         final = block is blocks[-1]  # the head reads the free rows alone
         queries = take_rows(rows, layout.heads) if final else rows
@@ -418,7 +294,7 @@ def _layers(
     sampled = torch.cat([window, rows[: len(chosen)]])[-network.config.queries :]
     rows = torch.cat([sampled, rows[len(chosen) :]])
     layers = [(k, v)]
-    blocks = _blocks(network)
+    blocks = blocks_of(network)
     for block in blocks[1:]:
         queries = rows[-len(free) :] if block is blocks[-1] else rows
         stands = lower_right(len(queries), len(rows))
@@ -442,7 +318,7 @@ def _through(
     kept: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return keys, values (kept ones first) and the query rows after one block."""
-    with network.execution.precision(_part(network, block), keys.device):
+    with network.execution.precision(part_of(network, block), keys.device):
         k, v = block.keys_values(block.norm(keys))
         if kept is not None:
             k, v = torch.cat([kept[0], k]), torch.cat([kept[1], v])
@@ -451,16 +327,19 @@ def _through(
     return k, v, rows.to(network.dtype)
 
 
-def _part(network: Longer, block: Block) -> Part:
+def part_of(network: Longer, block: Block) -> Part:
+    """Return the part of the network that a layer is."""
     return "cross" if block is network.cross else "self"
 
 
-def _evaluating(network: Longer) -> None:
+def check_evaluating(network: Longer) -> None:
+    """Raise ModelError if the network would drop out."""
     if network.training and network.config.dropout > 0:
         raise ModelError("would drop out", where="network", expected="network.eval() before")
 
 
-def _same_network(network: Longer, cache: Cache) -> None:
+def check_same_network(network: Longer, cache: Cache) -> None:
+    """Raise ModelError for a cache of another configuration."""
     if cache.config != network.config:
         raise ModelError(
             "was encoded by a network of another configuration",

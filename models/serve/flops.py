@@ -1,9 +1,10 @@
 """How many floating-point operations serving takes: a history once, then each candidate.
 
-Counted as ``models.longer.flops`` counts, from what ``models.longer.kvcache`` executes: of the last
-layer only the rows that are read, of a layer the keys and values of all its rows. Attention is
-counted over the whole mask. (``models.longer.flops.candidate_flops`` takes every layer for all rows
-of a candidate and leaves out features and head; the table on the page of the network has that.)
+Counted as ``models.longer.flops`` counts, from what ``models.longer.kvcache`` and
+``models.longer.scoring`` execute: of the last layer only the rows that are read, of a layer the
+keys and values of all its rows. Attention is counted over the whole mask.
+(``models.longer.flops.candidate_flops`` takes every layer for all rows of a candidate and leaves
+out features and head; the table on the page of the network has that.)
 """
 
 from __future__ import annotations

@@ -24,11 +24,12 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 
 from models.errors import ModelError
 from models.longer.kvcache import check_appendable
+from models.serve.answer import Encoded
 from models.serve.figures import Figures
 from models.serve.prometheus import as_text
 from models.serve.refusal import status_of
 from models.serve.request import CandidateColumns, History, Whose
-from models.serve.service import Encoded, Service
+from models.serve.service import Service
 from models.serve.version import Version
 
 MAX_BODY_BYTES = 32 * 2**20

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from models.config import LongerConfig
 from models.errors import ModelError
-from models.longer.kvcache import Candidates, Events
+from models.longer.kvcache import Events
+from models.longer.scoring import Candidates
 
 LARGEST_ID = 2**63 - 1
 _AN_ID = "a whole number from 0 to 2^63 - 1"

@@ -1,8 +1,8 @@
 """One port, one service: from binding to the last answer.
 
 SIGINT and SIGTERM end it cleanly: no new connection is taken, requests in flight are answered (for
-``GRACE_S`` at most), threads end, and the function returns. A second signal ends it at once. The
-port is bound before anything is announced, so port 0 can be announced as what it became.
+``GRACE_S`` at most), threads end, and the function returns. A second one closes connections at
+once. The port is bound before anything is announced, so port 0 can be announced as what it became.
 
 Needs the extra ``serve``.
 """

@@ -26,14 +26,9 @@ from numpy.typing import NDArray
 
 from models.config import LongerConfig
 from models.errors import ModelError
-from models.longer.kvcache import (
-    Candidates,
-    Events,
-    append,
-    check_appendable,
-    encode_many,
-    score_many,
-)
+from models.longer.kvcache import Events, append, check_appendable, encode_many
+from models.longer.scoring import Candidates, score_many
+from models.serve.answer import Encoded, Scored
 from models.serve.batcher import Batcher, Job
 from models.serve.figures import Figures
 from models.serve.refusal import NotAppendable, NotEncoded, NotFinite
@@ -80,34 +75,6 @@ class Settings:
                 raise ModelError(
                     "bad setting", where=field.name, value=value, expected=f"{least} or more"
                 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoded:
-    """A history is encoded: by which version, how long it is, what it takes, was it there already.
-
-    ``events`` are all that the history now has.
-    """
-
-    version: int
-    events: int
-    held_bytes: int
-    cached: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
-    """Logits (Q,) of the candidates, in their order; ``cached``: the history was encoded before."""
-
-    version: int
-    events: int
-    logits: NDArray[np.floating[Any]]
-    cached: bool
-
-    @property
-    def probabilities(self) -> NDArray[np.float64]:
-        """Probabilities of a positive label (Q,)."""
-        return np.exp(-np.logaddexp(0.0, -self.logits.astype(np.float64)))
 
 
 @dataclass(slots=True, kw_only=True)

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from models.config import LongerConfig
 from models.errors import ModelError
 from models.longer.execution import Execution
-from models.longer.kvcache import Candidates, Events, encode, score
+from models.longer.kvcache import Events, encode
 from models.longer.network import Longer
+from models.longer.scoring import Candidates, score
 from models.sparse.published import Published, ServingTables, path_of, publish
 from models.sparse.tableset import TableSet
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from models.config import TINY, LongerConfig
 from models.longer.execution import PARTS, Execution
-from models.longer.kvcache import append, encode, score
+from models.longer.kvcache import append, encode
 from models.longer.network import Longer
+from models.longer.scoring import score
 from tests.gpucases import DEVICE, GPU, network_on_device, same_bits, tables_on_device
 from tests.longercases import SAMPLINGS, candidates, for_each, history, make_batch
 

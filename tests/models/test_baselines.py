@@ -31,8 +31,9 @@ from models.errors import ModelError
 from models.longer.attention import Block
 from models.longer.execution import PARTS, Execution
 from models.longer.features import age_bucket
-from models.longer.kvcache import encode, score
+from models.longer.kvcache import encode
 from models.longer.network import loss
+from models.longer.scoring import score
 from tests.longercases import (
     SMALL,
     Tables,

@@ -12,11 +12,12 @@ from torch import Tensor
 from models.batch import Batch
 from models.config import LongerConfig, Sampling
 from models.errors import ModelError
-from models.longer import kvcache
+from models.longer import scoring
 from models.longer.execution import PARTS, Execution
 from models.longer.flops import cache_bytes
-from models.longer.kvcache import Cache, Candidates, append, encode, score
+from models.longer.kvcache import Cache, append, encode
 from models.longer.network import Longer
+from models.longer.scoring import Candidates, score
 from tests.longercases import (
     SAMPLINGS,
     SMALL,
@@ -58,7 +59,7 @@ def test_cached_scores_are_the_networks(how: Sampling, layers: int) -> None:
 
 def test_candidates_in_chunks_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Longer(SMALL).double()
-    monkeypatch.setattr(kvcache, "CHUNK", 4)
+    monkeypatch.setattr(scoring, "CHUNK", 4)
     cached, whole = both_ways(SMALL, 14, network)
     assert torch.allclose(cached, whole, rtol=0, atol=1e-12)
 

@@ -13,10 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.config import PAPER, LongerConfig, Sampling
 from models.errors import ModelError
-from models.longer import kvcache
+from models.longer import kvcache, scoring
 from models.longer.flops import candidate_flops, sample_flops
-from models.longer.kvcache import Cache, Candidates, encode, encode_many, score, score_many
+from models.longer.kvcache import Cache, encode, encode_many
 from models.longer.network import Longer
+from models.longer.scoring import Candidates, score, score_many
 from models.serve.flops import encode_flops, score_flops, speedup
 from tests.longercases import SAMPLINGS, SMALL, Tables, candidates, history, make_batch
 
@@ -73,7 +74,7 @@ def test_candidates_of_all_at_once_are_those_alone(
     counts = [5, 1, 0, 9, 2, 0, 3, 4]
     asked = [candidates(make_batch([0] * n, config, seed=n)) for n in counts]
     alone = [score(network, c, a, tables) for c, a in zip(caches, asked, strict=True)]
-    monkeypatch.setattr(kvcache, "CHUNK", chunk)
+    monkeypatch.setattr(scoring, "CHUNK", chunk)
     at_once = score_many(network, list(zip(caches, asked, strict=True)), tables)
     assert [len(part) for part in at_once] == counts
     for one, many in zip(alone, at_once, strict=True):

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from models.errors import ModelError
-from models.longer import kvcache
+from models.longer import kvcache, scoring
 from models.longer.kvcache import encode
 from models.serve.batcher import Batcher, Job
 from models.serve.figures import percentile, summary
@@ -302,7 +302,7 @@ def test_a_score_that_is_no_number_is_no_answer(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model.publish(tmp_path)
-    original = kvcache.score_many
+    original = scoring.score_many
 
     def broken(network: Any, asked: Any, lookup: Any) -> Any:
         scores = original(network, asked, lookup)
@@ -395,6 +395,20 @@ def test_columns_may_be_arrays(service: Service, model: Model) -> None:
     ):
         with pytest.raises(ModelError, match=words):
             service.encode(whose(asked), History(**(columns | {name: wrong})))
+
+
+def test_the_example_of_the_page_runs(
+    repo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = (repo / "docs" / "models" / "serving.md").read_text(encoding="utf-8")
+    example = page.split("```python\n")[1].split("```")[0]
+    Model().publish(tmp_path / "versions")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "serving.md", "exec"), {})  # noqa: S102
+    assert capsys.readouterr().out.startswith("1 [")
 
 
 def test_without_http_nothing_but_torch_is_needed(repo: Path) -> None:
