@@ -13,11 +13,21 @@ from traces.lazy import lazy_exports
 if TYPE_CHECKING:
     from policies.check import check_policy
     from policies.clock import Clock
-    from policies.contract import Backend, Listener, PlacementPolicy, Policy, Reason, Stint
+    from policies.contract import (
+        Backend,
+        IntraJobPolicy,
+        Listener,
+        PlacementPolicy,
+        Policy,
+        Proposal,
+        Reason,
+        Stint,
+    )
     from policies.driver import Driver
     from policies.errors import PlanError, PolicyError, StarvationError
+    from policies.intra.check import check_intra
     from policies.plan import Draft, Plan
-    from policies.registry import make_placement, make_policy
+    from policies.registry import make_intra, make_placement, make_policy
     from policies.state import JobState
     from policies.view import ClusterView
 else:
@@ -29,6 +39,7 @@ else:
             "ClusterView": "policies.view",
             "Draft": "policies.plan",
             "Driver": "policies.driver",
+            "IntraJobPolicy": "policies.contract",
             "JobState": "policies.state",
             "Listener": "policies.contract",
             "PlacementPolicy": "policies.contract",
@@ -36,10 +47,13 @@ else:
             "PlanError": "policies.errors",
             "PolicyError": "policies.errors",
             "Policy": "policies.contract",
+            "Proposal": "policies.contract",
             "Reason": "policies.contract",
             "StarvationError": "policies.errors",
             "Stint": "policies.contract",
+            "check_intra": "policies.intra.check",
             "check_policy": "policies.check",
+            "make_intra": "policies.registry",
             "make_placement": "policies.registry",
             "make_policy": "policies.registry",
         },
@@ -51,6 +65,7 @@ __all__ = [
     "ClusterView",
     "Draft",
     "Driver",
+    "IntraJobPolicy",
     "JobState",
     "Listener",
     "PlacementPolicy",
@@ -58,10 +73,13 @@ __all__ = [
     "PlanError",
     "Policy",
     "PolicyError",
+    "Proposal",
     "Reason",
     "StarvationError",
     "Stint",
+    "check_intra",
     "check_policy",
+    "make_intra",
     "make_placement",
     "make_policy",
 ]

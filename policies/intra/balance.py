@@ -89,7 +89,8 @@ def best(
     types = tuple(rates.microbatch_s)
     updates = [rates.update_s[t] for t in types]
     found: Fit | None = None
-    for update_s in sorted({u for u, n in zip(updates, gpus, strict=True) if n}):
+    # All types first: what that takes is hard to beat, and most of the others are given up at once.
+    for update_s in sorted({u for u, n in zip(updates, gpus, strict=True) if n}, reverse=True):
         usable = tuple(n if u <= update_s else 0 for n, u in zip(gpus, updates, strict=True))
         fit = _within(rates, workers, usable, most, comm, update_s, found)
         if fit is not None and (found is None or _better(fit, found)):

@@ -145,7 +145,9 @@ class Companion(IntraJobPolicy):
         """Return the best increments, the largest speed-up per GPU first."""
         rates = rates_of(profile, elastic)
         have = _counts(rates, held)
-        spare = _counts(rates, self._reachable(elastic, held, free))
+        # No more than there are workers can help; so a full and a half empty cluster ask the same.
+        reachable = _counts(rates, self._reachable(elastic, held, free))
+        spare = tuple(min(n, elastic.num_workers) for n in reachable)
         taken: dict[int, int] = {}
         found: list[Proposal] = []
         for growth in growths(
