@@ -28,6 +28,9 @@ from torch.nn import functional as F  # noqa: N812  the name torch gives it
 
 from models.longer.sampling import Ints, lower_right
 
+MOST_SAMPLES = 32_768
+"""Samples in one call of an attention kernel: CUDA launches fail beyond 65,535 (pytorch 142228)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -50,18 +53,33 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stretch:
+    """Samples one after another that the variable-length kernel takes in one call.
+
+    ``query_rows``, ``key_rows``: rows of all of them; ``cumulative_queries``, ``cumulative_keys``
+    (samples + 1,) int32: where each one's rows begin; ``most_queries``, ``most_keys`` of a sample.
+    """
+
+    query_rows: int
+    key_rows: int
+    cumulative_queries: Tensor
+    cumulative_keys: Tensor
+    most_queries: int
+    most_keys: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Segments:
     """The segments of a batch, with their masks on the batch's device.
 
-    ``masks``: per segment (N, S) bool, true where visible, or None. ``cumulative_queries``,
-    ``cumulative_keys`` (samples + 1,) int32, for the variable-length kernel; ``plain``: may it be
-    used, that is, are all masks empty (``"full"``) or all lower-right causal (``"causal"``)?
+    ``masks``: per segment (N, S) bool, true where visible, or None. ``stretches``: the same samples
+    for the variable-length kernel; ``plain``: may it be used, that is, are all masks empty
+    (``"full"``) or all lower-right causal (``"causal"``)?
     """
 
     parts: tuple[Segment, ...]
     masks: tuple[Tensor | None, ...]
-    cumulative_queries: Tensor
-    cumulative_keys: Tensor
+    stretches: tuple[Stretch, ...]
     plain: str | None
 
     @classmethod
@@ -74,19 +92,36 @@ class Segments:
             else:
                 mask = np.arange(part.keys)[None, :] <= part.stands[:, None]
                 masks.append(torch.from_numpy(mask).to(device))
-        counts = [part.samples for part in parts]
         return cls(
             parts=tuple(parts),
             masks=tuple(masks),
-            cumulative_queries=_cumulative([p.queries for p in parts], counts, device),
-            cumulative_keys=_cumulative([p.keys for p in parts], counts, device),
+            stretches=_stretches(parts, device) if device.type == "cuda" else (),
             plain=_plain(parts),
         )
 
 
-def _cumulative(sizes: Sequence[int], counts: Sequence[int], device: torch.device) -> Tensor:
-    rows = np.repeat(np.asarray(sizes, dtype=np.int64), np.asarray(counts, dtype=np.int64))
-    total = np.concatenate([[0], np.cumsum(rows)]).astype(np.int32)
+def _stretches(parts: Sequence[Segment], device: torch.device) -> tuple[Stretch, ...]:
+    samples = [part.samples for part in parts]
+    queries = np.repeat([part.queries for part in parts], samples).astype(np.int64)
+    keys = np.repeat([part.keys for part in parts], samples).astype(np.int64)
+    found = []
+    for first in range(0, len(queries), MOST_SAMPLES):
+        q, k = (sizes[first : first + MOST_SAMPLES] for sizes in (queries, keys))
+        found.append(
+            Stretch(
+                query_rows=int(q.sum()),
+                key_rows=int(k.sum()),
+                cumulative_queries=_cumulative(q, device),
+                cumulative_keys=_cumulative(k, device),
+                most_queries=int(q.max()),
+                most_keys=int(k.max()),
+            )
+        )
+    return tuple(found)
+
+
+def _cumulative(sizes: Ints, device: torch.device) -> Tensor:
+    total = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
     return torch.from_numpy(total).to(device)
 
 
@@ -139,13 +174,17 @@ def attend(q_RHE: Tensor, k_RHE: Tensor, v_RHE: Tensor, segments: Segments) -> T
         torch.split(v_RHE, key_rows),
         strict=True,
     ):
-        out_BHNE = F.scaled_dot_product_attention(  # noqa: N806
-            q.view(part.samples, part.queries, *q.shape[1:]).transpose(1, 2),
-            k.view(part.samples, part.keys, *k.shape[1:]).transpose(1, 2),
-            v.view(part.samples, part.keys, *v.shape[1:]).transpose(1, 2),
-            attn_mask=mask,
+        whole = (
+            q.view(part.samples, part.queries, *q.shape[1:]),
+            k.view(part.samples, part.keys, *k.shape[1:]),
+            v.view(part.samples, part.keys, *v.shape[1:]),
         )
-        outs.append(out_BHNE.transpose(1, 2).flatten(0, 1).flatten(1))
+        for some in zip(*(torch.split(rows, MOST_SAMPLES) for rows in whole), strict=True):
+            q_BHNE, k_BHSE, v_BHSE = (rows.transpose(1, 2) for rows in some)  # noqa: N806
+            out_BHNE = F.scaled_dot_product_attention(  # noqa: N806
+                q_BHNE, k_BHSE, v_BHSE, attn_mask=mask
+            )
+            outs.append(out_BHNE.transpose(1, 2).flatten(0, 1).flatten(1))
     return torch.cat(outs) if outs else q_RHE.flatten(1)
 
 
@@ -162,18 +201,30 @@ def _attend_at_once(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tens
     """All segments in one call of the flash kernel, whose causal mask is lower-right aligned."""
     from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415  only where CUDA is
 
-    out = varlen_attn(
-        q,
-        k,
-        v,
-        segments.cumulative_queries,
-        segments.cumulative_keys,
-        max(part.queries for part in segments.parts),
-        max(part.keys for part in segments.parts),
-        **causal_argument(varlen_attn, causal=segments.plain == "causal"),
-    )
-    assert isinstance(out, Tensor)
-    return out.flatten(1)
+    causal = causal_argument(varlen_attn, causal=segments.plain == "causal")
+    query_rows = [stretch.query_rows for stretch in segments.stretches]
+    key_rows = [stretch.key_rows for stretch in segments.stretches]
+    outs = []
+    for stretch, some_q, some_k, some_v in zip(
+        segments.stretches,
+        torch.split(q, query_rows),
+        torch.split(k, key_rows),
+        torch.split(v, key_rows),
+        strict=True,
+    ):
+        out = varlen_attn(
+            some_q,
+            some_k,
+            some_v,
+            stretch.cumulative_queries,
+            stretch.cumulative_keys,
+            stretch.most_queries,
+            stretch.most_keys,
+            **causal,
+        )
+        assert isinstance(out, Tensor)
+        outs.append(out.flatten(1))
+    return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
 def causal_argument(kernel: Callable[..., object], *, causal: bool) -> dict[str, Any]:

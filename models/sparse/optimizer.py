@@ -56,12 +56,11 @@ def mean_square(grad_RD: Tensor) -> Tensor:  # noqa: N803
     """Return the mean of squares of each row, (R, 1), by a halving sum in fixed order."""
     dim = grad_RD.shape[1]
     square = grad_RD * grad_RD
-    while square.shape[1] > 1:
-        half = (square.shape[1] + 1) // 2
-        rest = square[:, half:]
-        square = torch.cat(
-            (square[:, : rest.shape[1]] + rest, square[:, rest.shape[1] : half]), dim=1
-        )
+    while (width := square.shape[1]) > 1:
+        half = (width + 1) // 2
+        # In place: the middle column of an odd number stays as it is.
+        square[:, : width - half] += square[:, half:]
+        square = square[:, :half]
     # By a tensor: CUDA multiplies by the rounded inverse of a plain number, which is another mean.
     return square / torch.full_like(square[:1], dim)
 
@@ -92,7 +91,7 @@ class RowAdagrad:
     def step(self, weight: Tensor, state: Tensor, grad: Tensor, lr: float) -> tuple[Tensor, Tensor]:
         """Return the updated rows and state."""
         h = state + mean_square(grad)
-        return weight - (grad * lr) / (torch.sqrt(h) + self.eps), h
+        return weight - (grad * lr).div_(torch.sqrt(h) + self.eps), h
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +131,7 @@ class RowAdam:
         power1 = state[:, dim + 1 : dim + 2] * self.beta1
         power2 = state[:, dim + 2 :] * self.beta2
         scale = torch.sqrt(v / (1 - power2)) + self.eps
-        weight = weight - (m / (1 - power1) * lr) / scale
+        weight = weight - (m / (1 - power1)).mul_(lr).div_(scale)
         return weight, torch.cat((m, v, power1, power2), dim=1)
 
 

@@ -30,6 +30,9 @@ from models.sparse.initial import base_of, initial_rows
 from models.sparse.optimizer import RowAdagrad, RowOptimizer
 from models.sparse.tiers import RowStore, Tiers
 
+_ROWS_IN_CACHE = 4096  # on a CPU, rows that are updated at once
+_NOTHING = (torch.empty(0), torch.empty(0), torch.empty(0))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableState:
@@ -86,6 +89,7 @@ class EmbeddingTable:
     def _empty(self) -> None:
         self._width = self.dim + self.optimizer.state_width(self.dim)
         self._index = IdIndex()
+        self._found = _NOTHING  # ids last looked up, the same here, their entries
         self._store = RowStore(self._width, self.tiers, self.device)
         # Columns beside the index: sightings, last step, row number or -1. Grown by doubling.
         self._entries = torch.empty((3, 0), dtype=torch.int64)
@@ -115,8 +119,9 @@ class EmbeddingTable:
 
     def values(self, ids: Tensor) -> Tensor:
         """Return rows (U, dim) float32 of ``ids`` (U,) int64, on the device; change nothing."""
-        ids = ids.cpu()
+        asked, ids = ids, ids.cpu()
         entry = self._index.find(ids)
+        self._found = (asked, ids, entry)
         row = (
             torch.where(entry >= 0, self._entries[2, entry.clamp(min=0)], -1)
             if len(self)
@@ -124,10 +129,10 @@ class EmbeddingTable:
         )
         known = row >= 0
         if bool(known.all()):
-            return self._store.read(row)[:, : self.dim].clone()
+            return self._store.read(row, self.dim)
         rows = self._initial(ids)
         at = known.nonzero().squeeze(1)
-        rows.index_copy_(0, at.to(self.device), self._store.read(row[at])[:, : self.dim])
+        rows.index_copy_(0, at.to(self.device), self._store.read(row[at], self.dim))
         return rows
 
     def _initial(self, ids: Tensor) -> Tensor:
@@ -145,23 +150,33 @@ class EmbeddingTable:
         self.arrange()
 
     def _update(self, step: int, gradient: SparseGradient, lr: float) -> None:
-        entry = self._find_or_add(gradient.ids.cpu())
-        self._entries[0, entry] += gradient.sightings.cpu()
+        entry, grad = self._find_or_add(gradient.ids), gradient.grads.to(self.device)
+        count = self._entries[0].index_select(0, entry) + gradient.sightings.cpu()
+        self._entries[0, entry] = count
         self._entries[1, entry] = step
-        admitted = (self._entries[0, entry] >= self.admit_after).nonzero().squeeze(1)
-        entry = entry[admitted]
-        self._give_rows(entry)
-        row = self._entries[2, entry]
-        record = self._store.read(row)
-        grad = gradient.grads.to(self.device).index_select(0, admitted.to(self.device))
-        weight, state = self.optimizer.step(record[:, : self.dim], record[:, self.dim :], grad, lr)
-        self._store.write(row, torch.cat((weight, state), dim=1))
+        admitted = count >= self.admit_after
+        if not bool(admitted.all()):
+            chosen = admitted.nonzero().squeeze(1)
+            entry, grad = entry[chosen], grad.index_select(0, chosen.to(self.device))
+        rows = self._rows(entry)
+        at_once = _ROWS_IN_CACHE if self.device.type == "cpu" else max(1, len(rows))
+        for row, part in zip(torch.split(rows, at_once), torch.split(grad, at_once), strict=True):
+            record = self._store.read(row)
+            old, state = record[:, : self.dim], record[:, self.dim :]
+            weight, state = self.optimizer.step(old, state, part, lr)
+            torch.cat((weight, state), dim=1, out=record)
+            self._store.write(row, record)
 
     def _find_or_add(self, ids: Tensor) -> Tensor:
-        entry = self._index.find(ids)
+        # A step's ids are mostly the very tensor that was looked up last; nothing has moved since.
+        known, here, entry = self._found
+        if known is not ids:
+            here = ids.cpu()
+            entry = self._index.find(here)
+        self._found = _NOTHING
         absent = (entry < 0).nonzero().squeeze(1)
         if len(absent):
-            added = self._index.add(ids[absent])
+            added = self._index.add(here[absent])
             entry[absent] = added
             if len(self._index) > self._entries.shape[1]:
                 size = max(len(self._index), 2 * self._entries.shape[1], 64)
@@ -172,14 +187,19 @@ class EmbeddingTable:
             self._entries[2, added] = -1
         return entry
 
-    def _give_rows(self, entry: Tensor) -> None:
-        new = entry[self._entries[2, entry] < 0]
-        if not len(new):
-            return
-        row = self._store.allocate(len(new))
-        state = self.optimizer.start(len(new), self.dim).to(self.device)
-        self._store.write(row, torch.cat((self._initial(self._index.ids[new]), state), dim=1))
-        self._entries[2, new] = row
+    def _rows(self, entry: Tensor) -> Tensor:
+        """Return the row numbers of entries; those that have none yet get a row."""
+        row = self._entries[2].index_select(0, entry)
+        without = (row < 0).nonzero().squeeze(1)
+        if len(without):
+            new = entry[without]
+            given = self._store.allocate(len(new))
+            state = self.optimizer.start(len(new), self.dim).to(self.device)
+            initial = self._initial(self._index.ids[new])
+            self._store.write(given, torch.cat((initial, state), dim=1))
+            self._entries[2, new] = given
+            row[without] = given
+        return row
 
     def _evict(self, rule: Eviction, step: int) -> None:
         ids = self._index.ids
@@ -192,6 +212,7 @@ class EmbeddingTable:
         index = IdIndex()
         index.add(ids[~gone])
         self._index = index
+        self._found = _NOTHING
 
     def arrange(self) -> None:
         """Put every row where (last step, id) says, if there is more than one tier."""

@@ -179,13 +179,18 @@ class RowStore:
             memory.give(self._place[rows[self._tier[rows] == tier]])
         self._free = torch.cat((self._free, rows))
 
-    def read(self, rows: Tensor) -> Tensor:
-        """Return records (R, width) on the device; ``rows`` (R,) on the CPU."""
+    def read(self, rows: Tensor, floats: int | None = None) -> Tensor:
+        """Return records (R, width) on the device; ``rows`` (R,) on the CPU.
+
+        ``floats``: only the first so many of each record.
+        """
         if self._room[HOT] is None:
-            return self._memory[HOT].data.index_select(0, self._place[rows].to(self.device))
-        records = torch.empty((len(rows), self.width), device=self.device)
+            hot = self._memory[HOT].data[:, :floats]
+            return hot.index_select(0, self._place[rows].to(self.device))
+        records = torch.empty((len(rows), floats or self.width), device=self.device)
         for memory, at in self._by_tier(rows):
-            part = memory.data.index_select(0, self._place[rows[at]].to(memory.data.device))
+            data = memory.data[:, :floats]
+            part = data.index_select(0, self._place[rows[at]].to(data.device))
             records.index_copy_(0, at.to(self.device), part.to(self.device))
         return records
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.config import TINY, Sampling
 from models.longer import attention
-from models.longer.attention import Segment, Segments, attend
+from models.longer.attention import MOST_SAMPLES, Segment, Segments, attend
 from models.longer.execution import PARTS, Execution
 from models.longer.network import Longer, loss
 from models.longer.sampling import lower_right
@@ -70,6 +70,25 @@ def test_the_variable_length_kernel_agrees_with_the_segments(
     # The other alignment of the mask would not have passed.
     wrong = attended(segments_of(shapes, not causal), shapes, width)
     assert not torch.allclose(fused[0].float(), wrong[0].float(), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_more_samples_than_a_kernel_takes_at_once(dtype: torch.dtype) -> None:
+    # 65,536 merge groups of a batch and more: launched at once, the kernels fail.
+    groups = 66_000 if DEVICE.type == "cuda" else MOST_SAMPLES + 10
+    segments = Segments.of([Segment(groups, 8, 8, None)], device=DEVICE)
+    last = Segments.of([Segment(100, 8, 8, None)], device=DEVICE)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    rows = torch.randn(groups * 8, 1, 8, device=DEVICE, generator=generator).to(dtype)
+    rows.requires_grad_()
+    out = attend(rows, rows, rows, segments)
+    (grad,) = torch.autograd.grad(out.float().square().sum(), (rows,))
+    tail = rows.detach()[-800:].requires_grad_()
+    alone = attend(tail, tail, tail, last)
+    (grad_alone,) = torch.autograd.grad(alone.float().square().sum(), (tail,))
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    for a, b in ((out[-800:], alone), (grad[-800:], grad_alone)):
+        assert torch.allclose(a.float(), b.float(), rtol=tolerance, atol=tolerance)
 
 
 def step(execution: Execution, how: Sampling = "recent", *, seed: int = 0) -> list[Tensor]:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.bench.workload import Drawn
 from models.config import TINY
+from models.longer import attention
 from models.longer.attention import Segment, Segments, attend, causal_argument
 from models.longer.execution import PARTS, Execution, Part
 from models.longer.layout import merged_tokens
@@ -193,6 +194,25 @@ def test_no_row_is_a_padded_one() -> None:
         assert seen[f"layers.1.{name}"] == samples * m  # the last layer, for the head's rows alone
     padded = rows_seen([max(lengths)] * samples)
     assert padded["features.mlp.first"] == 120 > 2 * 0.9 * events
+
+
+def test_samples_beyond_one_call_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [(5, 3, 4), (9, 2, 7)]
+    parts = [Segment(b, n, s, lower_right(n, s)) for b, n, s in shapes]
+    segments = Segments.of(parts, device=torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(sum(b * n for b, n, _ in shapes), 2, 8, generator=generator)
+    k, v = (
+        torch.randn(sum(b * s for b, _, s in shapes), 2, 8, generator=generator) for _ in range(2)
+    )
+    whole = attend(q, k, v, segments)
+    monkeypatch.setattr(attention, "MOST_SAMPLES", 4)
+    assert torch.equal(attend(q, k, v, segments), whole)
+    stretches = attention._stretches(parts, torch.device("cpu"))
+    assert [s.query_rows for s in stretches] == [12, 3 + 6, 8, 4]
+    assert [s.key_rows for s in stretches] == [16, 4 + 21, 28, 14]
+    assert stretches[1].cumulative_queries.tolist() == [0, 3, 5, 7, 9]
+    assert (stretches[1].most_queries, stretches[1].most_keys) == (3, 7)
 
 
 def test_both_names_of_the_causal_mask_are_known() -> None:

@@ -16,6 +16,7 @@ from models.sparse.gradients import (
     accumulate,
     gather,
     joined,
+    occurrence_sums,
     tree_sum,
     unique,
 )
@@ -191,3 +192,19 @@ def test_nothing_sums_to_nothing() -> None:
     none = torch.empty(0, dtype=torch.int64)
     total = accumulate(none, torch.empty(0, 4), none, block=(0, 2), num_ranks=2)
     assert total.grads.shape == (0, 4)
+
+
+@given(st.lists(st.integers(-3, 3), max_size=90), st.integers(0, 2**32 - 1))
+def test_sums_over_occurrences_have_the_bits_of_the_tree(ids: list[int], seed: int) -> None:
+    index = unique(torch.tensor(ids, dtype=torch.int64))
+    values = torch.randn(len(ids), 3, generator=torch.Generator().manual_seed(seed))
+    values[values.abs() < 0.3] = -0.0  # adding what is absent must not make it 0.0
+    _, tree = tree_sum(index.group, index.ordinal, values[index.order])
+    sums = occurrence_sums(values, index)
+    assert sums.numpy().tobytes() == tree.numpy().tobytes()
+
+
+def test_sums_over_occurrences_depend_on_the_order() -> None:
+    index = unique(torch.zeros(7, dtype=torch.int64))
+    values = torch.randn(7, 50, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(occurrence_sums(values, index), occurrence_sums(values.flip(0), index))
