@@ -272,6 +272,27 @@ def test_encoded_users_stay_with_their_version(tmp_path: Path) -> None:
         assert service.stats()["answered_by_version"] == {"1": 3, "2": 2}
 
 
+def test_what_is_in_flight_ends_on_the_version_it_began_with(tmp_path: Path) -> None:
+    models = {n: Model(seed=n) for n in (1, 2, 3)}
+    models[1].publish(tmp_path)
+    asked = body(1)
+    settings = Settings(max_wait_ms=300)
+    with Service(Versions(tmp_path, keep=1), settings) as service:
+        waiting = ask(service, asked)
+        for n in (2, 3):
+            models[n].publish(tmp_path)
+            assert service.versions.reload()
+        assert not waiting.done()
+        also = ask(service, asked)
+        for future, number in ((waiting, 1), (also, 3)):
+            answer = future.result()
+            assert answer.version == number
+            assert np.abs(answer.logits - models[number].logits(asked)).max() < 1e-12
+        # Nothing is kept of a version that is gone.
+        assert service.users.counts().users == 1
+        assert service.stats()["held_versions"] == [3]
+
+
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
