@@ -4,9 +4,12 @@
     python benchmarks/learning.py --table benchmarks/results/learning.json
 
 Runs the list of ``learning_list.py`` in processes of one thread each, ``--cpu`` of them on the
-processor and ``--cuda`` on the GPU. A run is given to a process only if it should end in time, and
+processor and ``--cuda`` on the GPU. First LONGER learns a while by several recipes, on the
+processor, and all that follows is done by the best of them (with ``--only``: by the default, unless
+``recipe`` is among the groups). A run is given to a process only if it should end in time, and
 ends early if it does not; the file is written after each, so what is done stays done. Which device
-a run had is in the file. ``--scale 0.003`` tries the whole list in minutes.
+a run had is in the file. A process whose run fails on the GPU goes on on the processor, and the run
+is begun again. ``--scale 0.003`` tries the whole list in minutes.
 
 ``--table`` makes the tables of ``docs/models/learnability.md`` from one or more files.
 """
@@ -20,12 +23,13 @@ import os
 import platform
 import time
 import traceback
+from dataclasses import asdict
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from learning_list import Experiment, experiments, step_flops
+from learning_list import Experiment, Recipe, experiments, recipes, step_flops
 
 LAST_WORDS_S = 12.0
 """What a run needs beside its training: a start, the evaluations, a margin."""
@@ -43,7 +47,7 @@ def estimate_s(experiment: Experiment, device: str) -> float:
     return total
 
 
-def work(pipe: Connection, device: str) -> None:
+def work(pipe: Connection) -> None:
     """A process: take experiments from the pipe, send their results back."""
     import torch  # noqa: PLC0415  in the process that uses it
 
@@ -51,12 +55,12 @@ def work(pipe: Connection, device: str) -> None:
     from learning_run import described, perform  # noqa: PLC0415
 
     while (task := pipe.recv()) is not None:
-        experiment, seconds = task
+        experiment, seconds, on = task
         try:
-            result = perform(experiment, device, seconds) | {"settings": described(experiment)}
+            result = perform(experiment, on, seconds) | {"settings": described(experiment)}
         except Exception:  # noqa: BLE001  one run that fails must not end the others
             error = traceback.format_exc()[-1500:]
-            result = {"name": experiment.name, "device": device, "error": error}
+            result = {"name": experiment.name, "device": on, "error": error}
         pipe.send(result)
 
 
@@ -74,28 +78,32 @@ class Pool:
     def start(self, device: str) -> None:
         """Begin a process."""
         ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=work, args=(theirs, device), daemon=True)
+        process = self.context.Process(target=work, args=(theirs,), daemon=True)
         process.start()
         theirs.close()
         self.idle.append((device, ours, process))
 
-    def give(self, todo: list[Experiment]) -> None:
-        """Give every idle process the first experiment that should end in time."""
+    def give(self, todo: list[Experiment], *, on: str | None = None) -> None:
+        """Give every idle process the first experiment that should end in time.
+
+        ``on``: a device for all of them, instead of each process's own.
+        """
         still = []
         for device, pipe, process in self.idle:
+            where = on or device
             left = self.deadline - time.monotonic() - LAST_WORDS_S
-            fits = (e for e in todo if estimate_s(e, device) <= left)
+            fits = (e for e in todo if estimate_s(e, where) <= left)
             chosen = next(fits, None)
             if chosen is None:
                 still.append((device, pipe, process))
                 continue
             todo.remove(chosen)
-            pipe.send((chosen, min(chosen.seconds, left)))
+            pipe.send((chosen, min(chosen.seconds, left), where))
             self.busy[pipe] = (device, process, chosen)
         self.idle = still
 
-    def take(self) -> list[dict[str, Any]]:
-        """Wait for results, at most to the deadline."""
+    def take(self, todo: list[Experiment]) -> list[dict[str, Any]]:
+        """Wait for results, at most to the deadline; what failed on a GPU is to do again."""
         results = []
         left = max(0.0, self.deadline - time.monotonic())
         for pipe in wait(list(self.busy), timeout=left):
@@ -103,12 +111,16 @@ class Pool:
             device, process, experiment = self.busy.pop(pipe)
             try:
                 results.append(pipe.recv())
-                self.idle.append((device, pipe, process))
+                failed = "error" in results[-1]
+                self.idle.append(("cpu" if failed else device, pipe, process))
             except EOFError:
                 process.join(5)
                 ended = f"its process ended with {process.exitcode}"
                 results.append({"name": experiment.name, "device": device, "error": ended})
-                self.start(device)
+                failed = True
+                self.start("cpu")
+            if failed and device == "cuda" and results[-1]["device"] == "cuda":
+                todo.insert(0, experiment)
         return results
 
     def close(self) -> None:
@@ -129,12 +141,12 @@ def machine(cuda: int) -> dict[str, Any]:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "gpu": torch.cuda.get_device_name() if cuda else None,
+        "gpu": torch.cuda.get_device_name() if cuda and torch.cuda.is_available() else None,
     }
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the list."""
+    """Choose the recipe, then run the list by it."""
     began = time.monotonic()
     pool = Pool(["cuda"] * args.cuda + ["cpu"] * args.cpu, began + args.seconds)
     report: dict[str, Any] = {
@@ -143,26 +155,47 @@ def run(args: argparse.Namespace) -> None:
         "results": [],
     }
 
-    todo = [e for e in experiments() if not args.only or e.group in args.only.split(",")]
-    if args.scale != 1:
-        todo = [e.shortened(args.scale) for e in todo]
-    report["planned"] = len(todo)
-    pool.give(todo)
-    while pool.busy and time.monotonic() < began + args.seconds:
-        for result in pool.take():
-            report["results"].append(result)
-            last = result.get("evaluations", [{}])[0]
-            shown = (last.get("auc"), last.get("bayes_score_auc"), result.get("seconds"))
-            print(round(time.monotonic() - began), result["device"], result["name"], *shown)
-            if "error" in result:
-                print(result["error"])
-        pool.give(todo)
-        report["wall_seconds"] = round(time.monotonic() - began, 1)
-        report["not_begun"] = [e.name for e in todo]
-        report["cut_off"] = [e.name for _, _, e in pool.busy.values()]
-        write(args.out, report)
+    def drain(todo: list[Experiment], on: str | None = None) -> None:
+        pool.give(todo, on=on)
+        while pool.busy and time.monotonic() < began + args.seconds:
+            for result in pool.take(todo):
+                report["results"].append(result)
+                last = result.get("evaluations", [{}])[0]
+                shown = (last.get("auc"), last.get("bayes_score_auc"), result.get("seconds"))
+                print(round(time.monotonic() - began), result["device"], result["name"], *shown)
+                if "error" in result:
+                    print(result["error"])
+            pool.give(todo, on=on)
+            report["wall_seconds"] = round(time.monotonic() - began, 1)
+            report["not_begun"] = [e.name for e in todo]
+            report["cut_off"] = [e.name for _, _, e in pool.busy.values()]
+            write(args.out, report)
+
+    def scaled(runs: list[Experiment]) -> list[Experiment]:
+        return runs if args.scale == 1 else [e.shortened(args.scale) for e in runs]
+
+    recipe = Recipe()
+    if not args.only or "recipe" in args.only:
+        tried = scaled(recipes())
+        drain(list(tried), on="cpu")
+        recipe = best(tried, report["results"])
+        print("recipe:", recipe)
+    report["recipe"] = asdict(recipe)
+    todo = [e for e in experiments(recipe) if not args.only or e.group in args.only.split(",")]
+    report["planned"] = len(report["results"]) + len(todo)
+    drain(scaled(todo))
     pool.close()
-    print(len(report["results"]), "runs;", len(todo), "not begun")
+    print(len(report["results"]), "runs;", len(report["not_begun"]), "not begun")
+
+
+def best(tried: list[Experiment], results: list[dict[str, Any]]) -> Recipe:
+    """Return the recipe with the highest mean AUC over its seeds; the default if none ended."""
+    found: dict[str, list[float]] = {}
+    for result in results:
+        if "error" not in result:
+            found.setdefault(result["variant"], []).append(result["evaluations"][0]["auc"])
+    ranked = sorted(found, key=lambda variant: -sum(found[variant]) / len(found[variant]))
+    return next((e.recipe for v in ranked[:1] for e in tried if e.variant == v), Recipe())
 
 
 def write(out: Path, report: dict[str, Any]) -> None:
