@@ -40,12 +40,12 @@ markers =
     slow: minutes long
     gpu: needs a CUDA device
 INI
-part tests 70 "$python" -m pytest -q -c "$out/pytest.ini" --rootdir . --confcutdir tests/gpu --durations 5 \
+part tests 100 "$python" -m pytest -q -c "$out/pytest.ini" --rootdir . --confcutdir tests/gpu --durations 5 \
     --junit-xml "$out/tests.xml" tests/gpu
 tests=$?
 smoke=()
 [ "$device" = cpu ] && smoke=(--smoke)
-part model 70 "$python" benchmarks/model.py --device "$device" --out "$out/model.json" \
+part model 90 "$python" benchmarks/model.py --device "$device" --out "$out/model.json" \
     ${smoke[@]+"${smoke[@]}"}
 part sparse 30 "$python" benchmarks/sparse.py --device "$device" --repeats 8 --out "$out/sparse.json"
 part serving 40 "$python" benchmarks/serving.py --device "$device" --no-http --out "$out/serving.json"
