@@ -5,10 +5,13 @@ GPUs it had when a change made it slower, handing the new ones back (SC'23, sect
 Both are pure functions here: what a job must remember is a :class:`Memory`, a value that the view
 can keep, so a run can be resumed or explained at any instant.
 
-An observed step says only how long the slowest device took. So a type whose device should have
-taken longer than that is faster than thought; if none should have, the one that was thought slowest
-is slower. Reports by device say more and teach each type by itself. Corrections are factors on the
-profile's micro-batch times, moved by ``weight`` of the (logarithmic) error each time.
+Reports by device teach each GPU type by itself: factors on the profile's micro-batch times, moved
+by ``weight`` of the (logarithmic) error each time. A step time alone says only how long the slowest
+device took. So of step times the last few are remembered, one for each different map, and read
+together: no type can be slower than each of them allows (its bound), and each must have been set by
+some type at its bound. Of the sets of types that explain all of them, the one that departs least
+from what was believed is taken (at most 2^types sets, so all are looked at). It learns less: a type
+that is never the slowest is never heard of (``benchmarks/rate_learning.py``).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import product
 from typing import NamedTuple
 
 from policies.rates import UNLIMITED, Comm, Layout, device_s, step_time_of
@@ -26,6 +30,8 @@ Held = tuple[tuple[str, int], ...]
 """GPUs by type, types in order, none of them 0: a GpuCounts that can be remembered."""
 
 _MOST = 1e3  # a factor beyond is a broken clock, not a slow device
+_REMEMBERED = 16  # different worker maps; older ones may be of another time
+_TOLERANCE = 0.05  # within which an observation is explained
 
 
 class Trial(NamedTuple):
@@ -36,15 +42,25 @@ class Trial(NamedTuple):
     after: Held
 
 
+class Step(NamedTuple):
+    """Observed steps on one map: the most workers on a GPU of each type, and their computation."""
+
+    most: Held
+    computed_s: float
+
+
 class Memory(NamedTuple):
     """What is remembered of one job.
 
-    ``factors``: by GPU type in order, observed over recorded micro-batch time (types not named: 1).
+    ``factors``: by GPU type in order, observed over recorded micro-batch time (types not named: 1);
+    ``told``: the same as far as devices reported it; ``steps``: step times, the latest last.
     ``observations``: how many taught it. ``trial``: the last change, until it is judged.
     ``refused``: GPUs that did not help, never to be proposed again.
     """
 
     factors: tuple[tuple[str, float], ...] = ()
+    told: tuple[tuple[str, float], ...] = ()
+    steps: tuple[Step, ...] = ()
     observations: int = 0
     trial: Trial | None = None
     refused: tuple[Held, ...] = ()
@@ -88,16 +104,23 @@ def observe(
     Raises :class:`DataError` for a step time that cannot be.
     """
     _positive("step", step_s)
-    believed = learned(rates, memory)
-    predicted = step_time_of(believed, layout, comm)
-    rest_s = predicted.reduce_s + predicted.update_s
-    computed_s = max(step_s - rest_s, 0.01 * step_s)
-    by_type: dict[str, float] = {}
+    _share(weight)
+    predicted = step_time_of(rates, layout, comm)
+    computed_s = max(step_s - predicted.reduce_s - predicted.update_s, 0.01 * step_s)
+    by_type: dict[str, int] = {}
     for gpu_type, workers in layout:
-        by_type[gpu_type] = max(by_type.get(gpu_type, 0.0), device_s(believed, gpu_type, workers))
-    slowest_s = max(by_type.values())
-    wrong = {t: s for t, s in by_type.items() if s > computed_s or s == slowest_s}
-    return _moved(memory, {t: computed_s / s for t, s in wrong.items()}, weight)
+        by_type[gpu_type] = max(by_type.get(gpu_type, 0), workers)
+    most = held_of(by_type)
+    for step in memory.steps:
+        if step.most == most:
+            computed_s = step.computed_s ** (1.0 - weight) * computed_s**weight
+    others = [step for step in memory.steps if step.most != most]
+    steps = (*others, Step(most, computed_s))[-_REMEMBERED:]
+    return memory._replace(
+        steps=steps,
+        factors=_explained(rates, dict(memory.told), steps),
+        observations=memory.observations + 1,
+    )
 
 
 def observe_devices(
@@ -112,14 +135,21 @@ def observe_devices(
     Several devices of one type teach their mean. Raises :class:`DataError` for a time that cannot
     be.
     """
-    believed = learned(rates, memory)
+    _share(weight)
+    told = dict(memory.told)
     logs: dict[str, list[float]] = {}
     for gpu_type, workers, seconds in devices:
         _positive(f"{workers} micro-batches on {gpu_type}", seconds)
-        expected_s = device_s(believed, gpu_type, workers)
-        logs.setdefault(gpu_type, []).append(math.log(seconds / expected_s))
-    errors = {t: math.exp(math.fsum(some) / len(some)) for t, some in logs.items()}
-    return _moved(memory, errors, weight)
+        factor = _bound(rates, gpu_type, workers, seconds)
+        logs.setdefault(gpu_type, []).append(math.log(factor / told.get(gpu_type, 1.0)))
+    for gpu_type, errors in logs.items():
+        error = math.fsum(errors) / len(errors)
+        told[gpu_type] = _kept(told.get(gpu_type, 1.0) * math.exp(weight * error))
+    return memory._replace(
+        told=tuple(sorted(told.items())),
+        factors=_explained(rates, told, memory.steps),
+        observations=memory.observations + 1,
+    )
 
 
 def changed(
@@ -161,16 +191,49 @@ def _learned_profile(
     return profile.scaled({(model, t): factor for t, factor in factors})
 
 
-def _moved(memory: Memory, errors: Mapping[str, float], weight: float) -> Memory:
+def _bound(rates: JobRates, gpu_type: str, workers: int, seconds: float) -> float:
+    """The factor at which a device of this type takes exactly so long."""
+    switches_s = device_s(rates, gpu_type, workers) - workers * rates.seconds(gpu_type)
+    left_s = max(seconds - switches_s, 0.01 * seconds)
+    return _kept(left_s / (workers * rates.seconds(gpu_type)))
+
+
+def _explained(
+    rates: JobRates, told: Mapping[str, float], steps: Sequence[Step]
+) -> tuple[tuple[str, float], ...]:
+    """Factors that explain all step times and depart least from what was told (or from 1).
+
+    Types that devices reported on are not blamed for anything.
+    """
+    allowed = [{t: _bound(rates, t, n, step.computed_s) for t, n in step.most} for step in steps]
+    bounds: dict[str, float] = {}
+    for row in allowed:
+        for gpu_type, bound in row.items():
+            bounds[gpu_type] = min(bounds.get(gpu_type, math.inf), bound)
+    open_types = sorted(t for t in bounds if t not in told)
+    best: tuple[int, float, dict[str, float]] | None = None
+    for chosen in product((False, True), repeat=len(open_types)):
+        at_bound = {t for t, yes in zip(open_types, chosen, strict=True) if yes}
+        factors = {t: bounds[t] if t in at_bound else min(1.0, bounds[t]) for t in open_types}
+        factors.update(told)
+        missed = sum(
+            all(factors[t] < bound * (1.0 - _TOLERANCE) for t, bound in row.items())
+            for row in allowed
+        )
+        moved = math.fsum(abs(math.log(factors[t])) for t in open_types)
+        if best is None or (missed, moved) < best[:2]:
+            best = missed, moved, factors
+    assert best is not None
+    return tuple(sorted(best[2].items()))
+
+
+def _kept(factor: float) -> float:
+    return min(max(factor, 1.0 / _MOST), _MOST)
+
+
+def _share(weight: float) -> None:
     if not 0.0 < weight <= 1.0:
         raise DataError("learning: weight", value=weight, expected="more than 0, at most 1")
-    factors = dict(memory.factors)
-    for gpu_type, error in errors.items():
-        moved = factors.get(gpu_type, 1.0) * error**weight
-        factors[gpu_type] = min(max(moved, 1.0 / _MOST), _MOST)
-    return memory._replace(
-        factors=tuple(sorted(factors.items())), observations=memory.observations + 1
-    )
 
 
 def _positive(what: str, seconds: float) -> None:

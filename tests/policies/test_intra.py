@@ -210,9 +210,27 @@ def test_a_step_faster_than_believed_teaches_every_type_that_is_too_slow() -> No
     memory = observe(Memory(), rates, (("v100", 6), ("p100", 2)), 3.0, weight=1.0)
     # 6 s and 4 s were believed; the step took 3 s, so neither can take longer.
     assert dict(memory.factors) == pytest.approx({"v100": 0.5, "p100": 0.75})
-    half = Companion(weight=0.5).observe(Memory(), JOB, (("v100", 8),), 4.0, PROFILE)
-    assert dict(half.factors) == pytest.approx({"v100": math.sqrt(0.5)})
-    assert (half.observations, memory.observations) == (1, 1)
+    once = Companion(weight=0.5).observe(Memory(), JOB, (("v100", 8),), 4.0, PROFILE)
+    assert dict(once.factors) == pytest.approx({"v100": 0.5})
+    # The same map again, 16 s this time: half way between, of the logarithm.
+    twice = Companion(weight=0.5).observe(once, JOB, (("v100", 8),), 16.0, PROFILE)
+    assert dict(twice.factors) == pytest.approx({"v100": 1.0})
+    assert (twice.observations, len(twice.steps)) == (2, 1)
+
+
+def test_two_maps_tell_apart_what_one_cannot() -> None:
+    rates = rates_of(PROFILE, JOB)
+    truth = rates.scaled({"p100": 2.0})  # 4 s, where 2 s are believed
+    first = (("v100", 6), ("p100", 2))
+    memory = observe(Memory(), rates, first, step_time_of(truth, first).total_s)
+    # 8 s: the V100 would have to take 4/3 of what is believed, the P100 twice: the V100 is blamed.
+    assert dict(memory.factors) == pytest.approx({"v100": 8 / 6, "p100": 1.0})
+    second = (("v100", 5), ("p100", 3))
+    memory = observe(memory, rates, second, step_time_of(truth, second).total_s)
+    # 12 s: no V100 that takes 8 s for six can have taken that for five. So it is the P100.
+    assert dict(memory.factors) == pytest.approx({"v100": 1.0, "p100": 2.0})
+    better = learned_profile(PROFILE, "m", memory)
+    assert COMPANION.plan(JOB, {"v100": 1, "p100": 1}, better).workers["v100"] == (7,)
 
 
 def test_a_change_that_does_not_help_is_undone() -> None:
@@ -243,6 +261,7 @@ def test_a_change_that_does_not_help_is_undone() -> None:
     assert picky is not None
     assert not picky.helped
     assert judge(Memory(), 3.0) is None
+    assert verdict.memory.refused == ((("p100", 2), ("v100", 2)),)
     # Giving GPUs up is never undone, however slow it made the job.
     shrunk = judge(changed(Memory(), {"v100": 4}, 2.0, {"v100": 2}), 4.0)
     assert shrunk is not None

@@ -14,7 +14,8 @@ from policies.intra.balance import Fit, best, ladder, spread
 from policies.intra.companion import Companion
 from policies.intra.even import Even
 from policies.intra.growth import growths, losses
-from policies.rates import UNLIMITED, Comm, step_time_of
+from policies.intra.learning import Memory, learned, observe, observe_devices
+from policies.rates import UNLIMITED, Comm, device_s, step_time_of
 from traces import Elastic, Profile
 from traces.profile import JobRates, ModelProfile, ReduceCost, Transfer
 from traces.workermap import Gpu
@@ -228,3 +229,37 @@ def test_slower_links_are_never_faster(rates: JobRates, workers: int, gpus: int)
     assert fast is not None
     assert slow is not None
     assert fast.step_s <= slow.step_s
+
+
+@given(
+    st.lists(st.floats(0.2, 5.0), min_size=3, max_size=3),
+    st.lists(
+        st.dictionaries(st.sampled_from(TYPES[:3]), st.integers(1, 9), min_size=1),
+        min_size=1,
+        max_size=8,
+    ),
+)
+def test_what_is_learned_explains_what_was_seen(
+    factors: list[float], seen: list[dict[str, int]]
+) -> None:
+    rates = JobRates.plain({"a": 1.0, "b": 2.0, "c": 3.0})
+    truth = rates.scaled(dict(zip(TYPES, factors, strict=False)))
+    memory = Memory()
+    for some in seen:
+        layout = tuple(sorted(some.items()))
+        memory = observe(memory, rates, layout, step_time_of(truth, layout).total_s)
+    believed = learned(rates, memory)
+    for some in seen:
+        layout = tuple(sorted(some.items()))
+        step_s = step_time_of(truth, layout).total_s
+        assert 0.95 * step_s * (1 - 1e-9) <= step_time_of(believed, layout).total_s
+        assert step_time_of(believed, layout).total_s <= step_s * (1 + 1e-9)
+    told = observe_devices(
+        Memory(),
+        rates,
+        [(t, n, device_s(truth, t, n)) for some in seen for t, n in some.items()],
+        weight=1.0,
+    )
+    for some in seen:
+        for t in some:
+            assert learned(rates, told).seconds(t) == pytest.approx(truth.seconds(t))
