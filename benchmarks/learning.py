@@ -31,8 +31,8 @@ from typing import Any
 
 from learning_list import Experiment, Recipe, experiments, recipes, step_flops
 
-LAST_WORDS_S = 12.0
-"""What a run needs beside its training: a start, the evaluations, a margin."""
+MARGIN_S = 7.0
+"""What a run needs beside training and evaluations: a start, and some slack."""
 
 
 def estimate_s(experiment: Experiment, device: str) -> float:
@@ -45,6 +45,17 @@ def estimate_s(experiment: Experiment, device: str) -> float:
         each = 0.02 + making + work / 2.5e10 if device == "cpu" else max(0.05, 1.3 * making)
         total += stage.steps * each
     return total
+
+
+def last_words_s(experiment: Experiment, device: str) -> float:
+    """Roughly how long its evaluations take: each makes its samples twice and scores them once."""
+    stage, views = experiment.stages[-1], 1 + len(experiment.also_visible)
+    making = experiment.eval_samples * stage.data.length * 3e-7
+    scoring = 0.0
+    if device == "cpu":
+        work = step_flops(experiment.network, experiment.model, stage.data.length, stage.batch)
+        scoring = experiment.eval_samples / stage.batch * (0.02 + work / 2.5e10) / 3
+    return MARGIN_S + views * (2 * making + scoring)
 
 
 def work(pipe: Connection) -> None:
@@ -91,14 +102,15 @@ class Pool:
         still = []
         for device, pipe, process in self.idle:
             where = on or device
-            left = self.deadline - time.monotonic() - LAST_WORDS_S
-            fits = (e for e in todo if estimate_s(e, where) <= left)
-            chosen = next(fits, None)
+            left = self.deadline - time.monotonic()
+            rests = ((e, left - last_words_s(e, where)) for e in todo)
+            fits = ((e, rest) for e, rest in rests if estimate_s(e, where) <= rest)
+            chosen, rest = next(fits, (None, 0.0))
             if chosen is None:
                 still.append((device, pipe, process))
                 continue
             todo.remove(chosen)
-            pipe.send((chosen, min(chosen.seconds, left), where))
+            pipe.send((chosen, min(chosen.seconds, rest), where))
             self.busy[pipe] = (device, process, chosen)
         self.idle = still
 

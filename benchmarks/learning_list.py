@@ -167,7 +167,7 @@ def _near() -> list[Experiment]:
                 model=model,
                 stages=rising(stages, EVENT),
                 seconds=330,
-                eval_samples=8192 if length == 1024 else 16_384,
+                eval_samples=6144 if length == 1024 else 16_384,
                 also_visible=tuple(length >> i for i in range(4, 0, -1)),
             )
             for seed in range(seeds)
