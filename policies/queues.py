@@ -8,7 +8,7 @@ unique, so jobs are never compared.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush, heapreplace, merge
 from typing import Any
@@ -55,20 +55,20 @@ class Shape:
 class WaitingJobs:
     """Waiting jobs in the policy's order."""
 
-    __slots__ = ("_count", "_first", "_milli", "_next", "shapes")
+    __slots__ = ("_count", "_heads", "_milli", "shapes")
 
     def __init__(self) -> None:
         self.shapes: list[Shape] = []  # those with somebody waiting, in order of first need
         self._count = 0
         self._milli = 0
-        self._first: Entry | None = None  # if known
-        self._next: tuple[Entry, Entry] | None = None  # one, and the next in order, if known
+        self._heads: list[Entry] = []  # the first of each shape, in order
 
     @classmethod
     def of(cls, shapes: Iterable[Shape]) -> WaitingJobs:
         """Return the jobs of some shapes, to be read only: the queues stay those of the shapes."""
         some = cls()
         some.shapes = list(shapes)
+        some._heads = sorted(s.waiting[0] for s in some.shapes)
         some._count = sum(len(s.waiting) for s in some.shapes)
         some._milli = sum(len(s.waiting) * s.milli for s in some.shapes)
         return some
@@ -90,35 +90,26 @@ class WaitingJobs:
 
     def first(self) -> JobState | None:
         """The first job in order, or None."""
-        best = self._first
-        if best is None:
-            for shape in self.shapes:
-                waiting = shape.waiting
-                entry: Entry = waiting.items[waiting.head]
-                if best is None or entry < best:
-                    best = entry
-            self._first = best
-        return None if best is None else best[2]
+        return self._heads[0][2] if self._heads else None
 
     def after(self, job: JobState) -> JobState | None:
         """The next waiting job in order behind this one, which waits too, or None."""
         before = job.entry
         assert before is not None
         best: Entry | None = None
-        for shape in self.shapes:
-            waiting = shape.waiting
-            items, place = waiting.items, waiting.head
-            if not before < items[place]:
-                place = bisect_right(items, before, place)
-                if place == len(items):
+        for head in self._heads:
+            if best is not None and best < head:
+                break
+            entry = head
+            if not before < head:
+                waiting = head[2].shape.waiting
+                place = bisect_right(waiting.items, before, waiting.head)
+                if place == len(waiting.items):
                     continue
-            entry: Entry = items[place]
+                entry = waiting.items[place]
             if best is None or entry < best:
                 best = entry
-        if best is None:
-            return None
-        self._next = (before, best)
-        return best[2]
+        return None if best is None else best[2]
 
     def walk(self) -> Walk:
         """Iterate in order with the possibility to leave a shape out from here on."""
@@ -138,31 +129,40 @@ class WaitingJobs:
         if len(items) == waiting.head:
             self.shapes.append(shape)
             items.append(entry)
+            insort(self._heads, entry)
         elif items[-1] < entry:
             items.append(entry)
         else:
+            head = items[waiting.head]
             waiting.add(entry)
+            if entry < head:
+                self._replace(head, entry)
         self._count += 1
         self._milli += shape.milli
-        self._next = None
-        if self._first is not None and entry < self._first:
-            self._first = entry
 
     def remove(self, job: JobState) -> None:
         """Take a job out."""
         shape = job.shape
         waiting = shape.waiting
-        entry, following = job.entry, self._next
+        entry = job.entry
+        assert entry is not None
+        head = waiting.items[waiting.head]
         waiting.remove(entry)
-        if entry is self._first:
-            known = following is not None and following[0] is entry
-            self._first = following[1] if known and following is not None else None
-        self._next = None
         if len(waiting.items) == waiting.head:
+            self._replace(head, None)
             self.shapes.remove(shape)
+        elif head is entry:
+            self._replace(head, waiting.items[waiting.head])
         job.entry = None
         self._count -= 1
         self._milli -= shape.milli
+
+    def _replace(self, old: Entry, new: Entry | None) -> None:
+        """The first of a shape is another, or there is none."""
+        heads = self._heads
+        del heads[0 if heads[0] is old else bisect_left(heads, old)]
+        if new is not None:
+            insort(heads, new)
 
 
 class Walk:
