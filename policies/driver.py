@@ -139,7 +139,8 @@ class Driver:
         if len(self.workload) == 0:
             self.complete = True
             return
-        self._await(next(self._coming))
+        self._next_job = job = next(self._coming)
+        self.clock.post(self._arrival, max(job.submit_s, self.clock.now), ARRIVAL, self._arrivals)
         if self._sample_s is not None:
             first_s = float(self.workload.table["submit_s"].iloc[0])
             log, measure = self.log, self._fragmented
@@ -154,14 +155,8 @@ class Driver:
         """End the run at the next decision (safe to call from a signal handler)."""
         self._stopping = True
 
-    def _await(self, job: Job) -> None:
-        """Take in this job, the next to come, when it comes."""
-        self._next_job = job
-        clock = self.clock
-        clock.post(self._arrival, max(job.submit_s, clock.now), ARRIVAL, self._arrivals)
-
     def _take_in(self, _: Moment) -> None:
-        """Take in the jobs that are submitted at this instant."""
+        """Take in the jobs that are submitted at this instant, and wait for the next."""
         view, log = self.view, self.log
         view.now = now = self.clock.now
         job = self._next_job
@@ -178,8 +173,9 @@ class Driver:
                 if not self._deciding:
                     self._ask()
             job = next(self._coming, None)
+        self._next_job = job
         if job is not None:
-            self._await(job)
+            self.clock.post(self._arrival, job.submit_s, ARRIVAL, self._arrivals)
             return
         self._arrived = True
         if not self._jobs:

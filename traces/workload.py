@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 
 import numpy as np
 import pandas as pd
@@ -92,23 +93,28 @@ class Workload:
 
     def jobs(self, start: int = 0) -> Iterator[Job]:
         """Yield jobs from rank ``start`` on, in order, made in chunks as they are asked for."""
+        chunks = range(start, len(self.table), _CHUNK)
+        return chain.from_iterable(map(self._chunk, chunks))
+
+    def _chunk(self, low: int) -> Iterator[Job]:
+        """The jobs of one chunk, the first of which has rank ``low``."""
         requests = self.requests
-        for low in range(start, len(self.table), _CHUNK):
-            part = self.table.iloc[low : low + _CHUNK]
-            columns = (
-                range(low, low + len(part)),
-                part["job_id"].tolist(),
-                part["submit_s"].tolist(),
-                part["duration_s"].tolist(),
-                [requests[i] for i in self.request_of[low : low + len(part)].tolist()],
-                _optional(part["estimate_s"]),
-                _optional(part["user"]),
-                _optional(part["vc"]),
-                part["kind"].tolist(),
-                _optional(part["priority"]),
-                _elastic(part),
-            )
-            yield from map(Job._make, zip(*columns, strict=True))
+        part = self.table.iloc[low : low + _CHUNK]
+        columns = (
+            range(low, low + len(part)),
+            part["job_id"].tolist(),
+            part["submit_s"].tolist(),
+            part["duration_s"].tolist(),
+            [requests[i] for i in self.request_of[low : low + len(part)].tolist()],
+            _optional(part["estimate_s"]),
+            _optional(part["user"]),
+            _optional(part["vc"]),
+            part["kind"].tolist(),
+            _optional(part["priority"]),
+            _elastic(part),
+        )
+        # As Job._make would, but without a call into Python for each job.
+        return map(tuple.__new__, repeat(Job), zip(*columns, strict=True))
 
     def job(self, rank: int) -> Job:
         """Return the job at ``rank``."""

@@ -21,7 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from operator import ne
+from typing import Any
 
 from policies.free import WHOLE, FreeGpus, flat
 from traces import ClusterSpec, Node, Request, UsageError
@@ -203,23 +205,22 @@ class Fragmentation:
         if self._spec is not free.spec:
             self._spec = free.spec
             self._measure = Measure(self.classes, free.spec)
-            self._seen: Sequence[tuple[object, ...] | None] = [None] * len(free.spec.nodes)
-            self._milli = [0.0] * len(free.spec.nodes)
-        now = list(
-            zip(
-                flat(free.mask),
-                flat(free.shared),
-                flat(free.cpu_milli),
-                flat(free.memory_mib),
-                strict=True,
-            )
-        )
-        for node, changed in enumerate(map(ne, now, self._seen)):
-            if changed and free.pool_of[node] >= 0:
-                self._milli[node] = self._measure.milli(node, state_of(free, node))
-        self._seen = now
-        totals = [0.0] * len(free.pools)
-        for pool, milli in zip(free.pool_of, self._milli, strict=True):
-            if pool >= 0:
-                totals[pool] += milli
+            nodes = range(len(free.spec.nodes))
+            self._of_pool = [[n for n in nodes if free.pool_of[n] == p.index] for p in free.pools]
+            self._milli = [0.0] * len(nodes)
+            self._seen: list[list[Any]] = [[None] * len(nodes) for _ in range(4)]
+        limits = (free.cpu_milli, free.memory_mib) if free.limited else ()
+        for column, values in enumerate((free.mask, free.shared, *limits)):
+            seen, now = self._seen[column], flat(values)
+            if now != seen:
+                for node in compress(range(len(now)), map(ne, now, seen)):
+                    if free.pool_of[node] >= 0:
+                        self._milli[node] = self._measure.milli(node, state_of(free, node))
+                self._seen[column] = now.copy()
+        totals = []
+        for nodes_of in self._of_pool:
+            total = 0.0
+            for node in nodes_of:
+                total += self._milli[node]
+            totals.append(total)
         return [milli / WHOLE for milli in totals]
