@@ -149,7 +149,7 @@ class FreeGpus:
                 pool.levels[0] |= self.bits[node]
                 pool.capacity += machine.num_gpus
                 pool.uniform = pool.uniform and machine.num_gpus == pool.width
-                self._put(node, (1 << machine.num_gpus) - 1)
+                self._put(((node, (1 << machine.num_gpus) - 1),))
 
     def fork(self) -> FreeGpus:
         """Return a scratch index that starts equal to this one."""
@@ -208,9 +208,7 @@ class FreeGpus:
         """Occupy an allocation; the devices must be free (see :meth:`missing`)."""
         shares, milli = allocation
         if milli == WHOLE:
-            for node, mask in shares:
-                if mask:
-                    self._remove(node, mask)
+            self._remove(shares)
         else:
             for node, mask in shares:
                 self._share(node, mask.bit_length() - 1, -milli)
@@ -221,9 +219,7 @@ class FreeGpus:
         """Give an allocation back."""
         shares, milli = allocation
         if milli == WHOLE:
-            for node, mask in shares:
-                if mask:
-                    self._put(node, mask)
+            self._put(shares)
         else:
             for node, mask in shares:
                 self._share(node, mask.bit_length() - 1, milli)
@@ -279,7 +275,7 @@ class FreeGpus:
             self.down |= self.bits[node]
         if mask:
             self._writable(node).capacity -= mask.bit_count()
-            self._remove(node, mask)
+            self._remove(((node, mask),))
 
     def restore(self, node: int, mask: int, *, host: bool = False) -> None:
         """Bring withdrawn GPUs back into service, and the machine where it was gone."""
@@ -287,7 +283,7 @@ class FreeGpus:
             self.down &= ~self.bits[node]
         if mask:
             self._writable(node).capacity += mask.bit_count()
-            self._put(node, mask)
+            self._put(((node, mask),))
 
     def _writable(self, node: int) -> Pool:
         index = self.pool_of[node]
@@ -296,29 +292,37 @@ class FreeGpus:
             self._own.add(index)
         return self.pools[index]
 
-    def _remove(self, node: int, mask: int) -> None:
-        own, index = self._own, self.pool_of[node]
-        pool = self.pools[index] if own is None or index in own else self._writable(node)
-        have = self.mask[node]
-        left = have & ~mask
-        before, after = have.bit_count(), left.bit_count()
-        bit = self.bits[node]
-        pool.levels[before] ^= bit
-        pool.levels[after] |= bit
-        pool.free -= before - after
-        self.mask[node] = left
+    def _remove(self, shares: tuple[tuple[int, int], ...]) -> None:
+        """Take whole GPUs; a CPU job's share (mask 0) takes none."""
+        own, masks, bits = self._own, self.mask, self.bits
+        for node, mask in shares:
+            if not mask:
+                continue
+            index = self.pool_of[node]
+            pool = self.pools[index] if own is None or index in own else self._writable(node)
+            have = masks[node]
+            masks[node] = left = have & ~mask
+            before, after = have.bit_count(), left.bit_count()
+            levels, bit = pool.levels, bits[node]
+            levels[before] ^= bit
+            levels[after] |= bit
+            pool.free -= before - after
 
-    def _put(self, node: int, mask: int) -> None:
-        own, index = self._own, self.pool_of[node]
-        pool = self.pools[index] if own is None or index in own else self._writable(node)
-        have = self.mask[node]
-        whole = have | mask
-        before, after = have.bit_count(), whole.bit_count()
-        bit = self.bits[node]
-        pool.levels[before] ^= bit
-        pool.levels[after] |= bit
-        pool.free += after - before
-        self.mask[node] = whole
+    def _put(self, shares: tuple[tuple[int, int], ...]) -> None:
+        """Give whole GPUs back."""
+        own, masks, bits = self._own, self.mask, self.bits
+        for node, mask in shares:
+            if not mask:
+                continue
+            index = self.pool_of[node]
+            pool = self.pools[index] if own is None or index in own else self._writable(node)
+            have = masks[node]
+            masks[node] = whole = have | mask
+            before, after = have.bit_count(), whole.bit_count()
+            levels, bit = pool.levels, bits[node]
+            levels[before] ^= bit
+            levels[after] |= bit
+            pool.free += after - before
 
     def _share(self, node: int, gpu: int, milli: int) -> None:
         """Change the free thousandths of one GPU by ``milli``; it may leave or rejoin the whole."""
@@ -330,12 +334,12 @@ class FreeGpus:
         after = before + milli
         pool = self._writable(node)
         if before == WHOLE:
-            self._remove(node, 1 << gpu)
+            self._remove(((node, 1 << gpu),))
         else:
             pool.share_milli -= before
         if after == WHOLE:
             shares.pop(gpu)
-            self._put(node, 1 << gpu)
+            self._put(((node, 1 << gpu),))
         else:
             pool.share_milli += after
             shares[gpu] = after

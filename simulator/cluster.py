@@ -173,7 +173,7 @@ class SimulatedCluster:
 
     def _close(self, job: JobState) -> SimulatedStint:
         stint = self._stints.pop(job.rank)
-        stint.cancel()
+        stint.callbacks = []  # cancelled
         now = self.clock.now
         if now > stint.begin_s:
             stint.done_s += (now - stint.begin_s) * stint.rate

@@ -183,14 +183,16 @@ class _Pass:
 
     def _leaver(self) -> int:
         """Position in the tail of the first running job in order that no longer fits."""
-        free, position, tail = self.free, 0, self.tail
-        while True:
-            entry = tail.at(position)
-            assert entry is not None, "more GPUs entered than there are"
+        free, tail = self.free, self.tail
+        for position, entry in enumerate(tail.entries):
             free += entry[2].shape.num_gpus
             if free >= 0:
                 return position
-            position += 1
+        while free < 0:
+            more = tail.more()
+            assert more, "more GPUs entered than there are"
+            free += tail.entries[-1][2].shape.num_gpus
+        return len(tail.entries) - 1
 
     def _first_rival(self, leaver: int | None) -> list[Any] | None:
         """The first in order among those that still find room, if it comes before ``leaver``."""
