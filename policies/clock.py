@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappush
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import simpy
@@ -61,9 +60,10 @@ Calls = tuple[Callable[[Any], object], ...]
 class Clock(simpy.Environment):
     """Simulated time in seconds."""
 
-    # The present, as in SimPy, but read without a call into Python: it is asked for all the time.
+    # The present, as in SimPy, but read without a call: it is asked for all the time. SimPy keeps
+    # it as ``_now`` and has a property ``now``; here both are one slot.
     if not TYPE_CHECKING:
-        now = property(attrgetter("_now"))
+        __slots__ = ("now",)
 
     def post(self, moment: Moment, time_s: float, kind: EventPriority, calls: Calls) -> None:
         """Schedule a moment that was made elsewhere, or that has passed, to make these calls.
@@ -89,3 +89,7 @@ class Clock(simpy.Environment):
         moment = Moment(self, call, subject)
         heappush(self._queue, (time_s, kind, next(self._eid), moment))
         return moment
+
+
+if not TYPE_CHECKING:
+    Clock._now = Clock.now
