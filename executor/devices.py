@@ -105,7 +105,7 @@ class DeviceLane:
         """Return what must be in a worker process's environment before it loads torch.
 
         ``CUDA_MPS_ACTIVE_THREAD_PERCENTAGE`` takes effect only where the MPS daemon runs; without
-        it a fraction has to be made with a green context, inside the process.
+        it :func:`executor.levels.limit_multiprocessors` makes a green context in the process.
         """
         values = {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
         if self.capability is not None:

@@ -8,8 +8,8 @@ EasyScale (SC'23), section on determinism, names three; DESIGN says how they are
   virtual ranks does that; the level refuses lanes of a second type.
 - **D2**: and any mix of types. On CPUs one common capability for all lanes of the job, the lowest
   that any lane has, in torch, oneDNN and MKL alike, and one number of threads. On GPUs the kernels
-  of ``executor.kernels``, with fixed tiles and a fixed order (in the making). A CPU and a GPU are
-  not mixed: nothing here makes them agree.
+  of ``executor.kernels``, with a fixed order. A CPU and a GPU are not mixed: nothing here makes
+  them agree.
 
 Which kernels a CPU runs is settled when torch is loaded, so a level has two halves: the environment
 of a worker process (:meth:`Agreement.environ`) and what the process sets then (:func:`configure`).
@@ -223,5 +223,64 @@ def _configure_cuda(agreement: Agreement, lane: DeviceLane) -> dict[str, str]:
         "cuBLAS workspace": CUBLAS_WORKSPACE,
     }
     if agreement.level is Level.D2:
-        raise DataError(f"lane {lane.name}: level D2 has no kernels for GPUs yet")
+        stated |= _fixed_kernels(lane)
+    if lane.sm_fraction < 1:
+        stated["multiprocessors"] = limit_multiprocessors(lane)
     return stated
+
+
+def _fixed_kernels(lane: DeviceLane) -> dict[str, str]:
+    import torch  # noqa: PLC0415
+
+    try:
+        from executor.kernels import register  # noqa: PLC0415
+    except ImportError as error:
+        raise DataError(
+            f"lane {lane.name}: level D2 on a GPU needs Triton ({error})",
+            expected="a torch that brings it, or one type of GPU at D1",
+        ) from None
+    # What is left is plain attention: products, softmax and products again.
+    torch.backends.cuda.enable_flash_sdp(False)
+    return {"attention": "plain", "kernels": register.use()}
+
+
+_limits: dict[str, Any] = {}  # a green context lives as long as somebody holds it
+
+
+def limit_multiprocessors(lane: DeviceLane) -> str:
+    """Limit this process to the lane's share of the GPU's multiprocessors; return how.
+
+    Under the MPS daemon ``CUDA_MPS_ACTIVE_THREAD_PERCENTAGE`` has done it. Without it the share is
+    a green context (CUDA 12.4 and torch that has it), made current for the calling thread. Raises
+    :class:`DataError` where neither is to be had.
+    """
+    import torch  # noqa: PLC0415
+
+    total = torch.cuda.get_device_properties(lane.device).multi_processor_count
+    share = f"{100 * lane.sm_fraction:g}%"
+    if _mps_runs():
+        return f"{share} by MPS; torch sees {total}"
+    if lane.name not in _limits:
+        # The driver gives them in groups, of 8 on Hopper; the next whole group is taken.
+        wanted = max(8, round(total * lane.sm_fraction / 8) * 8)
+        try:
+            from torch.cuda.green_contexts import GreenContext  # noqa: PLC0415
+
+            context: Any = GreenContext.create(num_sms=wanted, device_id=lane.cuda_index)
+            context.set_context()
+        except (ImportError, RuntimeError) as error:
+            raise DataError(
+                f"lane {lane.name}: {share} of the multiprocessors cannot be had: {error}",
+                expected="NVIDIA's MPS daemon, or CUDA and torch with green contexts",
+            ) from None
+        _limits[lane.name] = (context, wanted)
+    return f"{_limits[lane.name][1]} of {total} by a green context"
+
+
+def _mps_runs() -> bool:
+    import os  # noqa: PLC0415
+    from pathlib import Path  # noqa: PLC0415
+
+    # Where NVIDIA's daemon puts its pipe unless told otherwise (NVIDIA MPS documentation).
+    usual = Path("/") / "tmp" / "nvidia-mps"
+    return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", usual)) / "control").exists()
