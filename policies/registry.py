@@ -37,6 +37,9 @@ POLICIES: dict[str, str] = {
     "quota": "policies.inter.quota:Quota",
     "yarn-cs": "policies.inter.yarncs:YarnCs",
     "easyscale": "policies.inter.easyscale:EasyScale",
+    "afs": "policies.inter.afs:Afs",
+    "optimus": "policies.inter.optimus:Optimus",
+    "static-share": "policies.inter.staticshare:StaticShare",
 }
 PLACEMENTS: dict[str, str] = {
     "count": "policies.placement.count:Count",

@@ -13,6 +13,7 @@ from traces.errors import UsageError
 
 if TYPE_CHECKING:
     from policies.driver import Driver
+    from policies.model import Model
     from simulator.failures import Source
     from traces.workload import Workload
 
@@ -46,6 +47,16 @@ def add_commands(subparsers: Any) -> None:
         metavar="NAME[:param=value,...]",
         help="placement policy (default: count)",
     )
+    run.add_argument(
+        "--intra",
+        metavar="NAME[:param=value,...]",
+        help="intra-job policy of elastic jobs (default: companion, with a profile)",
+    )
+    run.add_argument(
+        "--elastic",
+        metavar="param=value,...",
+        help="make gangs elastic: max, min (times the gang), models, mix, batch",
+    )
     run.add_argument("--out", metavar="DIR", help="run directory (default: runs/NAME)")
     run.add_argument("--name", help="name of the run in reports (default: made of its parts)")
     run.add_argument("--overwrite", action="store_true", help="replace a run that is there")
@@ -72,6 +83,7 @@ def add_commands(subparsers: Any) -> None:
     run.add_argument("--quiet", action="store_true", help="no progress, no summary")
     run.set_defaults(run=_run)
 
+    _add_reproduce(subparsers)
     demo = subparsers.add_parser(
         "demo",
         help="generate a week of jobs, run three policies, compare them in one report",
@@ -79,6 +91,48 @@ def add_commands(subparsers: Any) -> None:
     demo.add_argument("--out", default="runs/demo", metavar="DIR", help="default: runs/demo")
     demo.add_argument("--seed", type=int, default=2, help="seed of the generated week")
     demo.set_defaults(run=_demo)
+
+
+def _add_reproduce(subparsers: Any) -> None:
+    reproduce = subparsers.add_parser(
+        "reproduce",
+        help="make a published experiment again, and say what of it survives",
+        description="Make a published experiment again, from files that are named here, and say"
+        " what of its gains survives honest costs and baselines.",
+    )
+    which = reproduce.add_subparsers(dest="experiment", required=True, metavar="EXPERIMENT")
+    trace = which.add_parser(
+        "easyscale-trace", help="EasyScale's trace experiment (SC'23, Figure 14)"
+    )
+    trace.add_argument("workload", metavar="WORKLOAD", help="the artifact's workload, a CSV")
+    trace.add_argument("--profile", required=True, metavar="FILE", help="times of its applications")
+    trace.add_argument(
+        "--pause",
+        type=float,
+        default=20.0,
+        metavar="S",
+        help="seconds charged for every start and every change of size (default: 20)",
+    )
+    trace.add_argument("--json", action="store_true", help="print every row as JSON")
+    trace.set_defaults(run=_reproduce_trace)
+
+
+def _reproduce_trace(args: argparse.Namespace) -> int:
+    import json
+    from dataclasses import asdict
+
+    from simulator.reproduce import readings, say
+
+    found = []
+    for reading in readings(args.workload, args.profile, pause_s=args.pause):
+        if args.json:
+            found.append(asdict(reading))
+            continue
+        say(reading, print)
+        print()
+    if args.json:
+        print(json.dumps(found, indent=1))
+    return 0
 
 
 def add_trace_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,6 +170,12 @@ def add_world_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="TYPE=FACTOR",
         help="speed of a GPU type (default: 1)",
+    )
+    parser.add_argument(
+        "--profile", metavar="FILE", help="times of elastic jobs: a profile, or a published table"
+    )
+    parser.add_argument(
+        "--believed", metavar="FILE", help="profile that the policy is told (default: the truth)"
     )
     parser.add_argument(
         "--across-nodes", type=float, default=1.0, metavar="F", help="rate of gangs over nodes"
@@ -185,10 +245,13 @@ def load_trace(args: argparse.Namespace) -> Workload:
 
 
 def world(args: argparse.Namespace) -> dict[str, Any]:
-    """Build the ``model`` and ``checkpoints`` arguments of ``simulate``."""
+    """Build the ``model``, ``believed`` and ``checkpoints`` arguments of ``simulate``."""
+    from dataclasses import replace
+
     from policies.model import Costs, Model
     from simulator.cluster import Checkpoints
     from traces.errors import did_you_mean
+    from traces.profile_sources import load_profile
 
     costs = {}
     for name, seconds in _numbers(args.cost, "--cost").items():
@@ -196,13 +259,22 @@ def world(args: argparse.Namespace) -> dict[str, Any]:
             known = [c[:-2] for c in COSTS]
             raise UsageError(f"--cost {name}: no such cost; {did_you_mean(name, known)}")
         costs[f"{name}_s"] = seconds
+    profile = None if args.profile is None else load_profile(args.profile)
+    model = Model(
+        costs=Costs(**costs),
+        speeds=_numbers(args.speed, "--speed"),
+        across_nodes=args.across_nodes,
+        across_racks=args.across_racks,
+        profile=profile,
+    )
+    believed = None
+    if args.believed is not None:
+        if profile is None:
+            raise UsageError("--believed: needs --profile, the truth it differs from")
+        believed = replace(model, profile=load_profile(args.believed))
     return {
-        "model": Model(
-            costs=Costs(**costs),
-            speeds=_numbers(args.speed, "--speed"),
-            across_nodes=args.across_nodes,
-            across_racks=args.across_racks,
-        ),
+        "model": model,
+        "believed": believed,
         "checkpoints": Checkpoints(every_s=args.checkpoint, on_preempt=not args.lose_on_preempt),
     }
 
@@ -254,10 +326,12 @@ def _run(args: argparse.Namespace) -> int:
     out = Path(args.out or f"runs/{name}")
     check_target(out, overwrite=args.overwrite)
     check_speeds(args)
+    given = world(args)
     with progress(name, args.quiet) as on_progress:
         result = simulate(
-            load_trace(args),
+            _elastic(args, load_trace(args), given["model"]),
             args.cluster,
+            intra=args.intra,
             policy=args.policy,
             placement=args.placement,
             out=out,
@@ -270,7 +344,7 @@ def _run(args: argparse.Namespace) -> int:
             until_s=args.until,
             on_progress=on_progress,
             outages=outages(args),
-            **world(args),
+            **given,
         )
     for why, count in result.record["rejected"].items():
         if count:
@@ -284,6 +358,17 @@ def _run(args: argparse.Namespace) -> int:
         if not args.no_report and not code:
             print(f"\nreport: {out / 'report.html'}")
     return code
+
+
+def _elastic(args: argparse.Namespace, workload: Workload, model: Model) -> Workload:
+    """The workload, with its gangs made elastic if the arguments say so."""
+    if args.elastic is None:
+        return workload
+    from policies.registry import parse_params
+    from traces.elastic_rule import ElasticRule, make_elastic
+
+    rule = ElasticRule(**parse_params(ElasticRule, args.elastic, "--elastic"))
+    return make_elastic(workload, rule, model.profile)
 
 
 def _name(args: argparse.Namespace) -> str:

@@ -23,13 +23,13 @@ import numpy as np
 import pandas as pd
 
 from policies.books import NoLog
-from policies.contract import PlacementPolicy, Policy
+from policies.contract import IntraJobPolicy, PlacementPolicy, Policy
 from policies.driver import Assign, Driver
 from policies.elastic import timed
 from policies.errors import naming_the_policy
 from policies.model import Model
 from policies.placement.fragmentation import Fragmentation, typical
-from policies.registry import make_placement, make_policy
+from policies.registry import make_intra, make_placement, make_policy
 from simulator.clock import SimulatedClock
 from simulator.cluster import Checkpoints, SimulatedCluster
 from simulator.failures import Source
@@ -67,7 +67,7 @@ def simulate(
     name: str | None = None,
     model: Model | None = None,
     believed: Model | None = None,
-    assign: Assign | None = None,
+    intra: IntraJobPolicy | str | None = None,
     checkpoints: Checkpoints | None = None,
     outages: Sequence[Source] = (),
     seed: int = 0,
@@ -81,6 +81,8 @@ def simulate(
 
     ``model`` is the world's truth about rates and costs (default: everything runs at rate 1 and
     costs nothing); ``believed`` is what the policy is told of it (default: the truth).
+    ``intra``: who seats the logical workers of elastic jobs (default: ``companion`` if the model
+    has a profile, else evenly); it plans with what is believed.
     ``outages``: when devices go out of service (``simulator/failures.py``); ``checkpoints``: what a
     job keeps when it loses its devices.
     ``misfits``: jobs that fit nowhere on the cluster are an error ("refuse"), or are rejected on
@@ -99,8 +101,13 @@ def simulate(
     spec = load_cluster(cluster) if isinstance(cluster, str) else cluster
     inter = make_policy(policy) if isinstance(policy, str) else policy
     where = make_placement(placement) if isinstance(placement, str) else placement
-    if model is not None and model.profile is not None:
-        workload = timed(workload, model.profile)
+    profile = None if model is None else model.profile
+    seats = make_intra(intra) if isinstance(intra, str) else intra
+    if profile is not None:
+        workload = timed(workload, profile)
+        seats = seats or (make_intra("companion") if workload.elastic else None)
+    elif seats is not None:
+        raise UsageError("an intra-job policy needs a profile; give one (--profile FILE)")
     if not 0 <= seed < 2**64:
         raise UsageError(f"seed is {seed}; expected a whole number from 0 to 2^64 - 1")
     without_time = _untimed(workload, untimed)
@@ -116,6 +123,7 @@ def simulate(
         "seed": seed,
         "policy": describe(inter, policy),
         "placement": describe(where, placement),
+        "intra": None if seats is None else describe(seats, intra),
         "cluster": {
             "text": cluster if isinstance(cluster, str) else spec.describe(),
             "nodes": [dataclasses.asdict(n) for n in spec.nodes],
@@ -148,7 +156,7 @@ def simulate(
             backend=backend,
             log=log,
             model=believed or backend.model,
-            assign=assign,
+            assign=_assign(seats, believed or backend.model),
             seed=seed,
             infeasible=without_time | without_place,
             sample_s=None if path is None else _sample_s(workload, sample_s),
@@ -178,7 +186,7 @@ def stream(seed: int, component: str) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(key,)))
 
 
-def describe(policy: Policy | PlacementPolicy, spec: object) -> dict[str, Any]:
+def describe(policy: Policy | PlacementPolicy | IntraJobPolicy, spec: object) -> dict[str, Any]:
     """What the run's record says of a policy: name, parameters, and what the name leaves open.
 
     ``spec`` is the text it was made from, if it was; a replay makes it again.
@@ -265,6 +273,14 @@ def _misfits(workload: Workload, spec: ClusterSpec, misfits: str, *, sizes: bool
             expected="a larger cluster, or misfits=reject (--misfits reject) to run without them",
         )
     return frozenset(ranks)
+
+
+def _assign(seats: IntraJobPolicy | None, believed: Model) -> Assign | None:
+    """How the driver asks the intra-job policy."""
+    profile = believed.profile
+    if seats is None or profile is None:
+        return None
+    return lambda elastic, gpus: seats.assign(elastic, gpus, profile)
 
 
 def _start_s(workload: Workload) -> float:

@@ -27,6 +27,7 @@ from heapq import merge
 from typing import NamedTuple
 
 from policies.inter.sizes import Counts, Size, Sizes, sizes_of
+from policies.inter.targets import carry_out, room_of
 from policies.plan import Draft
 from policies.state import JobState
 from policies.view import ClusterView
@@ -83,11 +84,8 @@ class Pass:
         self.view = view
         self.weights = weights
         self.cost_s = view.model.costs.rescale_s
-        self.room = [pool.free for pool in view.free.pools]
-        self.idle = self.room.copy()
-        for job in view.elastic.values():
-            for pool, count in enumerate(job.held):
-                self.room[pool] += count
+        self.room = room_of(view)
+        self.idle = [pool.free for pool in view.free.pools]
         self.floors: dict[JobState, Counts] = {}
         self.given: list[tuple[JobState, Counts]] = []
         self.gangs: list[JobState] = []
@@ -110,7 +108,7 @@ class Pass:
                 self._gang(job)
             elif any(self.room) or job in self.floors:
                 self._waiting(job, contested=left > 0)
-        return self._draft()
+        return carry_out(self.view, self.given, self.gangs)
 
     def _set_aside(self, jobs: Iterable[JobState]) -> None:
         """Keep the guaranteed GPUs of these jobs out of the room of others, as far as it goes."""
@@ -191,23 +189,6 @@ class Pass:
         age = self.view.now - job.job.submit_s
         if age > self.weights.aging * left_s(job, self.view.now, self.weights):
             self.blocked.update(job.shape.pools)
-
-    def _draft(self) -> Draft:
-        """First all who give back, then all who take."""
-        draft = self.view.draft()
-        for job, counts in self.given:
-            if job.running:
-                less = tuple(map(min, job.held, counts))
-                if not any(less):
-                    draft.stop(job)
-                elif less != job.held:
-                    draft.resize(job, less)
-        for job in self.gangs:
-            draft.start(job)
-        for job, counts in self.given:
-            if any(counts):
-                draft.resize(job, counts)
-        return draft
 
 
 def _least(least: int, limits: Counts, pools: tuple[int, ...], *, mixes: bool) -> Counts | None:

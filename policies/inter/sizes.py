@@ -32,6 +32,13 @@ class Size(NamedTuple):
     price: float
 
 
+class Step(NamedTuple):
+    """A number of GPUs of one type that is faster than any smaller one."""
+
+    gpus: int
+    rate: float
+
+
 class Sizes:
     """The sizes of one class of jobs on one cluster."""
 
@@ -52,6 +59,7 @@ class Sizes:
         self._levels = sorted({t for times in self._times for t in times})
         self._best: dict[tuple[Counts, float], Size | None] = {}
         self._rate: dict[Counts, float] = {}
+        self._steps: dict[int, tuple[Step, ...]] = {}
         # The most progress that a unit of price buys: the yardstick of thrift.
         self.density = max(self.rate(self._one(p)) / prices[p] for p in pools)
 
@@ -88,6 +96,19 @@ class Sizes:
     def _carried(self, position: int, level: float) -> int:
         """Logical workers that a device of a pool carries within ``level`` seconds."""
         return bisect_right(self._times[position], level)
+
+    def steps(self, pool: int) -> tuple[Step, ...]:
+        """The sizes on one pool that make a difference, within the bounds, smallest first."""
+        known = self._steps.get(pool)
+        if known is None:
+            found: list[Step] = []
+            for gpus in range(self.least, min(self.most, self.workers) + 1):
+                counts = tuple(gpus if p == pool else 0 for p in range(len(self._types)))
+                rate = self.rate(counts)
+                if not found or rate > found[-1].rate * (1.0 + 1e-9):
+                    found.append(Step(gpus, rate))
+            known = self._steps[pool] = tuple(found)
+        return known
 
     def price(self, counts: Counts) -> float:
         """What these GPUs cost."""

@@ -43,6 +43,9 @@ def test_registered_policies_conform(policy: str, placement: str) -> None:
         "easyscale:estimates=noisy:1,aging=0.1,round_s=7",
         "easyscale:types=preferred,prior_s=5,horizon_s=20",
         "easyscale:version=paper",
+        "afs:estimates=noisy:1",
+        "optimus:round_s=5,estimates=user",
+        "static-share:share=0.1",
         "easyscale:version=paper,types=preferred,quirks=none,round_s=5",
     ],
 )

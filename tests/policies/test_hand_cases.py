@@ -33,6 +33,9 @@ NAMES = (
     "quota",
     "yarn-cs",
     "easyscale",
+    "afs",
+    "optimus",
+    "static-share",
 )
 _CASE = re.compile(r"^Case: `([^`]+)` on `([^`]+)`\.$", re.MULTILINE)
 _DRAWN = re.compile(r"^gpu (\d+)\s+(\S+)$", re.MULTILINE)
