@@ -197,7 +197,7 @@ def _say(trained: Trained, config: TrainConfig, data: Generator, *, as_json: boo
         print(f"AUC {found.auc:.4f} +- {found.auc_deviation:.4f}, log loss {found.logloss:.4f}")
         print(f"on {found.samples:,} held-out samples; the best possible AUC is", end=" ")
         print(f"{values['bayes_auc']:.4f}")
-    print(f"run: {trained.out}")
+    print(f"run: {trained.out} ('tandem report {trained.out}' draws its curves)")
 
 
 def _number(value: float) -> float | None:

@@ -16,7 +16,8 @@ def add_commands(subparsers: Any) -> None:
     report = subparsers.add_parser(
         "report",
         help="write one HTML file that shows a run, or several side by side",
-        description="Write one self-contained HTML file: metrics, figures, what was run.",
+        description="Write one self-contained HTML file: metrics, figures, what was run. RUN is"
+        " what 'tandem run' or 'tandem train' leaves; all of one kind.",
     )
     report.add_argument("runs", nargs="+", metavar="RUN", help="run directory")
     report.add_argument(
@@ -66,12 +67,27 @@ def add_commands(subparsers: Any) -> None:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from reports.html import write_report
-    from traces.runlog import RunLog
+    from reports.training import is_training
 
-    runs = [RunLog.open(path) for path in args.runs]
-    where = Path(args.runs[0]) if len(runs) == 1 else Path()
-    out = write_report(runs, Path(args.out) if args.out else where / "report.html")
+    paths = [Path(path) for path in args.runs]
+    where = paths[0] if len(paths) == 1 else Path()
+    out = Path(args.out) if args.out else where / "report.html"
+    trained = [is_training(path) for path in paths]
+    if all(trained):
+        from reports.training import open_training
+        from reports.trainingpage import write_training_report
+
+        write_training_report(open_training(paths), out)
+    elif any(trained):
+        from traces.errors import UsageError
+
+        other = paths[trained.index(False)]
+        raise UsageError(f"{other}: is no run of training, as {paths[trained.index(True)]} is")
+    else:
+        from reports.html import write_report
+        from traces.runlog import RunLog
+
+        write_report([RunLog.open(path) for path in args.runs], out)
     if not args.quiet:
         print(out)
     return 0

@@ -42,6 +42,16 @@ def render(runs: Sequence[RunLog]) -> str:
     if not runs:
         raise UsageError("report needs at least one run")
     shown = subjects(runs)
+    return page(
+        title=_title(shown),
+        lead=_lead(shown),
+        partial=[_partial_words(s, many=len(shown) > 1) for s in shown if s.log.partial],
+        sections=sections(shown),
+    )
+
+
+def page(*, title: str, lead: str, partial: Sequence[str], sections: Sequence[Section]) -> str:
+    """Return a whole page: its title, a line under it, banners (``partial``), and the sections."""
     environment = Environment(
         loader=PackageLoader("reports"),
         autoescape=True,
@@ -51,10 +61,10 @@ def render(runs: Sequence[RunLog]) -> str:
     )
     css, _, _ = environment.loader.get_source(environment, "report.css")  # type: ignore[union-attr]
     return environment.get_template("report.html").render(
-        title=_title(shown),
-        lead=_lead(shown),
-        partial=[_partial_words(s, many=len(shown) > 1) for s in shown if s.log.partial],
-        sections=[_drawn(s, number) for number, s in enumerate(sections(shown))],
+        title=title,
+        lead=lead,
+        partial=partial,
+        sections=[_drawn(s, number) for number, s in enumerate(sections)],
         css=Markup(css),  # noqa: S704  (ours)
     )
 

@@ -4,8 +4,8 @@ The sampler says which samples step s has, the curriculum how much of their hist
 ``models.train.step`` does the step; all are functions of (config, seed, data, step). So a run is
 one sequence of states, whenever it is interrupted, evaluated or shown.
 
-A run's folder holds ``checkpoints/`` (``models.train.state``), ``steps.csv`` and
-``evaluations.csv``; ``docs/models/training.md`` has their columns. SIGINT and SIGTERM end a run
+A run's folder holds ``checkpoints/`` (``models.train.state``), ``steps.csv``, ``evaluations.csv``
+and ``training.json``; ``docs/models/training.md`` has their columns. SIGINT and SIGTERM end a run
 after the step (or the evaluation's batch) that is being done, with a checkpoint.
 
 Leaves out: making batches ahead of time, and more than one process.
@@ -36,6 +36,7 @@ from models.train.config import TrainConfig, build, count
 from models.train.evaluate import Evaluation, evaluate
 from models.train.interrupt import Interrupted, Interruption
 from models.train.log import Cell, Log
+from models.train.record import write_record
 from models.train.state import checkpoints, load, save
 from models.train.step import State, train_step
 
@@ -204,6 +205,14 @@ class _Run:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ModelError(f"cannot be made: {error.strerror}", where=self.out) from error
+        write_record(
+            self.out / "training.json",
+            self.identity,
+            data=self.data,
+            curriculum=self.config.curriculum,
+            device=self.device,
+            peak_flops_per_s=self.habits.peak_flops_per_s,
+        )
         self.step_log = Log(self.out / "steps.csv", STEP_COLUMNS, after=after)
         self.evaluation_log = Log(self.out / "evaluations.csv", EVALUATION_COLUMNS, after=after)
 

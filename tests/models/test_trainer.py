@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 import shutil
@@ -367,3 +368,12 @@ def test_a_tiny_network_learns_most_of_what_there_is_to_learn(tmp_path: Path) ->
     assert found.evaluation is not None
     assert found.evaluation.auc > 0.5 + 0.8 * (best - 0.5)
     assert found.evaluation.auc < best + 3 * found.evaluation.auc_deviation
+
+
+def test_a_run_says_what_it_is(straight: Trained) -> None:
+    record = json.loads((straight.out / "training.json").read_text())
+    assert record["config"] == CONFIG.to_json()
+    assert (record["seed"], record["device"]) == (3, "cpu")
+    assert list(record["best_auc"]) == ["3", "8", "all"]
+    assert record["best_auc"]["all"] == DATA.bayes_auc(12)
+    assert record["best_auc"]["3"] < record["best_auc"]["8"] < record["best_auc"]["all"]
