@@ -11,7 +11,7 @@ still free. CPUs and memory are tracked only on nodes that state them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from traces import Allocation, ClusterSpec, Request
@@ -193,6 +193,10 @@ class FreeGpus:
                 setattr(other, name, copied)
         other._shares_own = self._shares_own
         return other
+
+    def written(self) -> Iterable[int]:
+        """The nodes whose wholly free GPUs this fork may have changed, and perhaps others."""
+        return self.mask if isinstance(self.mask, Overlay) else range(len(self.mask))
 
     def candidates(self, request: Request) -> Iterator[Pool]:
         """Yield the pools the request may run in: in its own order, else the inventory's."""

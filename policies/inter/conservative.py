@@ -303,7 +303,7 @@ class DeviceCalendar:
             return found
         common = self.free[step].twin()
         for later in self.free[step + 1 : last]:
-            for node in later.mask:  # the nodes that are written in the fork
+            for node in later.written():
                 common_mask = common.mask[node]
                 gone = common_mask & ~later.mask[node]
                 if gone:
