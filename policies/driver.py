@@ -294,7 +294,8 @@ class Driver:
                 pool = pool_of[shares[0][0]] if pool_of else -1
                 for node, mask in shares:
                     if (
-                        last < node < len(pool_of)
+                        type(node) is type(mask) is int
+                        and last < node < len(pool_of)
                         and pool_of[node] == pool
                         and 0 < mask == mask & masks[node]
                     ):
@@ -302,7 +303,13 @@ class Driver:
                     else:
                         break
                 else:
-                    if left == 0 and pool in job.shape.pools and type(allocation) is Allocation:
+                    if (
+                        left == 0
+                        and pool in job.shape.pools
+                        and type(allocation) is Allocation
+                        and type(shares) is tuple
+                        and (len(shares) == 1 or not request.single_node)
+                    ):
                         return
         except (TypeError, ValueError, AttributeError, IndexError):
             pass  # not even made of numbers: it is said below
