@@ -5,17 +5,10 @@ from __future__ import annotations
 import dataclasses
 import gc
 import hashlib
-import platform
-import shutil
-import signal
-import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,21 +17,27 @@ import pandas as pd
 
 from policies.books import NoLog
 from policies.contract import IntraJobPolicy, PlacementPolicy, Policy
-from policies.driver import Assign, Driver
+from policies.driver import Driver
 from policies.elastic import timed
 from policies.errors import naming_the_policy
 from policies.model import Model
 from policies.placement.fragmentation import Fragmentation, typical
+from policies.record import (
+    assign_with,
+    ending,
+    jobs_table,
+    misfit_ranks,
+    opening,
+    sampling_s,
+    start_s,
+    stopping_on_signals,
+)
 from policies.registry import make_intra, make_placement, make_policy
 from simulator.clock import SimulatedClock
 from simulator.cluster import Checkpoints, SimulatedCluster
 from simulator.failures import Source
 from simulator.outages import Outages
 from traces import ClusterSpec, DataError, RunWriter, UsageError, Workload, load_cluster
-from traces.feasibility import infeasible
-from traces.runlog import JOB_OUTCOME_COLUMNS, OUTCOMES
-
-SAMPLES = 1000  # a run's time line is sampled about so often, unless told otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,38 +110,26 @@ def simulate(
     if not 0 <= seed < 2**64:
         raise UsageError(f"seed is {seed}; expected a whole number from 0 to 2^64 - 1")
     without_time = _untimed(workload, untimed)
-    without_place = _misfits(workload, spec, misfits, sizes=inter.resizes)
-    clock = SimulatedClock(_start_s(workload))
+    without_place = misfit_ranks(workload, spec, misfits, sizes=inter.resizes)
+    clock = SimulatedClock(start_s(workload))
     if until_s is not None and not until_s >= clock.now:
         raise UsageError(f"until is {until_s} s; expected {clock.now:.12g} s (the start) or later")
     backend = SimulatedCluster(clock, spec, model, checkpoints)
-    record = {
-        "kind": "simulated",
-        "status": "partial",
-        "name": name,
-        "seed": seed,
-        "policy": describe(inter, policy),
-        "placement": describe(where, placement),
-        "intra": None if seats is None else describe(seats, intra),
-        "cluster": {
-            "text": cluster if isinstance(cluster, str) else spec.describe(),
-            "nodes": [dataclasses.asdict(n) for n in spec.nodes],
-            "links": dataclasses.asdict(spec.links),
-            "digest": spec.digest(),
-        },
-        "workload": {
-            **dataclasses.asdict(workload.source),
-            "jobs": len(workload),
-            "digest": workload.digest(),
-        },
-        "model": backend.model.describe(),
-        "believed": None if believed is None else believed.describe(),
+    record = opening(
+        kind="simulated",
+        name=name,
+        seed=seed,
+        policy=(inter, policy),
+        placement=(where, placement),
+        intra=(seats, intra),
+        cluster=(spec, cluster),
+        workload=workload,
+        model=backend.model,
+        believed=believed,
+    ) | {
         "checkpoints": dataclasses.asdict(backend.checkpoints),
         "outages": [source.describe() for source in outages],
         "rejected": {"misfits": len(without_place), "untimed": len(without_time)},
-        "versions": versions(),
-        "revision": revision(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     path = None if out is None else Path(out)
     measure = Fragmentation(typical(workload.demand()))
@@ -156,10 +143,10 @@ def simulate(
             backend=backend,
             log=log,
             model=believed or backend.model,
-            assign=_assign(seats, believed or backend.model),
+            assign=assign_with(seats, believed or backend.model),
             seed=seed,
             infeasible=without_time | without_place,
-            sample_s=None if path is None else _sample_s(workload, sample_s),
+            sample_s=None if path is None else sampling_s(workload, sample_s),
             fragmented=lambda view: measure(view.free),
             on_progress=on_progress,
         )
@@ -169,80 +156,21 @@ def simulate(
         with (
             _fewer_collections(),
             naming_the_policy(driver.view),
-            _stopping_on_signals(driver) as signals,
+            stopping_on_signals(driver) as signals,
         ):
             driver.run(until_s)
         driver.close()
-        record.update(_ending(driver, time.perf_counter() - began))
+        record.update(ending(driver, time.perf_counter() - began))
         log.finish(record, driver.outcomes.columns())
     if signals:
         raise KeyboardInterrupt(*([] if path is None else [f"{path} holds what was done by then"]))
-    return Result(_jobs_table(workload, driver), record, path, driver.complete)
+    return Result(jobs_table(workload, driver), record, path, driver.complete)
 
 
 def stream(seed: int, component: str) -> np.random.Generator:
     """The random stream of one component: a child of the run's seed, named, not numbered."""
     key = int.from_bytes(hashlib.blake2b(component.encode(), digest_size=4).digest(), "little")
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(key,)))
-
-
-def describe(policy: Policy | PlacementPolicy | IntraJobPolicy, spec: object) -> dict[str, Any]:
-    """What the run's record says of a policy: name, parameters, and what the name leaves open.
-
-    ``spec`` is the text it was made from, if it was; a replay makes it again.
-    """
-    return {
-        "name": policy.name or type(policy).__name__,
-        "spec": spec if isinstance(spec, str) else None,
-        "params": policy.params(),
-        "says": list(policy.says()),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that could change a result."""
-    found = {"python": platform.python_version()}
-    for package in (
-        "tandem-lab",
-        "simpy",
-        "numpy",
-        "pandas",
-        "pyarrow",
-        "networkx",
-    ):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def revision() -> str | None:
-    """The source revision of this checkout, with "+" if it has local changes; None outside git."""
-    root = Path(__file__).resolve().parent.parent
-    git = shutil.which("git")
-    if git is None or not (root / ".git").exists():
-        return None
-    try:
-        described = subprocess.run(  # noqa: S603  (our own checkout, no input)
-            [
-                git,
-                "-C",
-                str(root),
-                "describe",
-                "--always",
-                "--dirty=+",
-                "--exclude=*",
-                "--abbrev=12",
-            ],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (subprocess.SubprocessError, OSError):
-        return None
-    return described.stdout.strip()
 
 
 def _untimed(workload: Workload, untimed: str) -> frozenset[int]:
@@ -260,69 +188,6 @@ def _untimed(workload: Workload, untimed: str) -> frozenset[int]:
     return frozenset(ranks.tolist())
 
 
-def _misfits(workload: Workload, spec: ClusterSpec, misfits: str, *, sizes: bool) -> frozenset[int]:
-    """Ranks of jobs that fit nowhere; an error unless they are to be rejected."""
-    verdict = infeasible(workload, spec, sizes=sizes)
-    ranks = np.flatnonzero(verdict.mask).tolist()
-    if ranks and misfits == "refuse":
-        first = ranks[0]
-        raise DataError(
-            f"{len(ranks)} of {len(workload)} jobs fit nowhere on this cluster ({spec.describe()});"
-            f" first: {workload.table['job_id'][first]}: {verdict.reason(first)}",
-            file=workload.source.path or None,
-            expected="a larger cluster, or misfits=reject (--misfits reject) to run without them",
-        )
-    return frozenset(ranks)
-
-
-def _assign(seats: IntraJobPolicy | None, believed: Model) -> Assign | None:
-    """How the driver asks the intra-job policy."""
-    profile = believed.profile
-    if seats is None or profile is None:
-        return None
-    return lambda elastic, gpus: seats.assign(elastic, gpus, profile)
-
-
-def _start_s(workload: Workload) -> float:
-    """The clock starts at 0, or at the first submission if that is before."""
-    return min(0.0, float(workload.table["submit_s"].iloc[0])) if len(workload) else 0.0
-
-
-def _sample_s(workload: Workload, asked: float | None) -> float:
-    if asked is not None:
-        if not 0.0 < asked < float("inf"):
-            raise UsageError(f"sample_s is {asked}; expected seconds above 0")
-        return asked
-    submit = workload.table["submit_s"]
-    span = float(submit.iloc[-1] - submit.iloc[0]) if len(workload) else 0.0
-    return max(1.0, span / SAMPLES)
-
-
-def _ending(driver: Driver, wall_s: float) -> dict[str, Any]:
-    counts = driver.counts
-    submit = driver.workload.table["submit_s"]
-    return {
-        "status": "complete" if driver.complete else "partial",
-        "span": {
-            "start_s": float(submit.iloc[0]) if len(submit) else 0.0,
-            "end_s": float(driver.clock.now),
-        },
-        "counts": dataclasses.asdict(counts) | {"events": driver.clock.events()},
-        "wall_s": round(wall_s, 3),
-    }
-
-
-def _jobs_table(workload: Workload, driver: Driver) -> pd.DataFrame:
-    jobs = workload.table[["job_id", "submit_s", "num_gpus"]].copy()
-    columns = driver.outcomes.columns()
-    for column in JOB_OUTCOME_COLUMNS:
-        jobs[column.name] = np.asarray(columns[column.name])
-    jobs["status"] = pd.Categorical.from_codes(
-        np.asarray(columns["status"]), categories=list(OUTCOMES)
-    )
-    return jobs
-
-
 @contextmanager
 def _fewer_collections() -> Iterator[None]:
     """A run makes many objects and hardly any cycles; look for those less often."""
@@ -334,25 +199,3 @@ def _fewer_collections() -> Iterator[None]:
     finally:
         gc.set_threshold(*before)
         gc.unfreeze()
-
-
-@contextmanager
-def _stopping_on_signals(driver: Driver) -> Iterator[list[int]]:
-    """Let SIGINT and SIGTERM end the run between two decisions; a second one ends it at once."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def stop(number: int, _: object) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-        driver.stop()
-
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

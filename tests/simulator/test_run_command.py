@@ -101,14 +101,14 @@ def test_a_run_that_was_written_there_meanwhile_is_not_replaced(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
-    ending = simulator.run._ending
+    from policies.record import ending
 
     def meanwhile(*given: Any) -> dict[str, Any]:
         out.mkdir()
         (out / "run.json").write_text("{}")
         return ending(*given)
 
-    monkeypatch.setattr(simulator.run, "_ending", meanwhile)
+    monkeypatch.setattr(simulator.run, "ending", meanwhile)
     assert run(trace, out, "--quiet") == 2
     assert "holds a run already" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["jobs.csv", "out"]
