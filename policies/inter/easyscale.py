@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from policies.contract import Policy
 from policies.inter import easyscale_paper
-from policies.inter.easyscale_tandem import Pass, Weights
+from policies.inter.easyscale_tandem import Pass, Weights, wait_of
 from policies.intra.artifact import Quirks
 from policies.plan import Draft
 from policies.state import JobState
@@ -95,9 +95,12 @@ class EasyScale(Policy):
         return 0.0
 
     def remember(self, job: JobState, now: float, event: str) -> Any:
-        """The GPUs held since the last start, one entry per size: the paper's plan follows."""
+        """Of paper the GPUs held since the last start, one entry per size: its plan follows.
+
+        Of tandem what decides its place in line.
+        """
         if self.version == "tandem":
-            return None
+            return wait_of(job, self.weights())
         if event == "start":
             return (job.held,)
         if event == "resize":

@@ -22,14 +22,14 @@ Left out: where GPUs stand, and what a reduction costs on the links between them
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from heapq import merge
+from collections.abc import Iterable, Iterator
+from operator import itemgetter, le
 from typing import NamedTuple
 
 from policies.inter.sizes import Counts, Size, Sizes, sizes_of
 from policies.inter.targets import carry_out, room_of
 from policies.plan import Draft
-from policies.state import JobState
+from policies.state import RUNNING, JobState
 from policies.view import ClusterView
 
 OPPORTUNISTIC = "opportunistic"
@@ -47,13 +47,29 @@ class Weights(NamedTuple):
     preferred: bool
 
 
-class Claim(NamedTuple):
-    """A job in line: opportunistic jobs last, then by key, then by submission."""
+class Wait(NamedTuple):
+    """What the key of a job needs that does not change while it waits, or between two changes.
+
+    ``late``: of the opportunistic class. ``left_s``: work left when it began to wait, or began the
+    stay it is in (without estimates: what was expected then).
+    """
 
     late: bool
-    key: float
-    rank: int
-    job: JobState
+    workers: int
+    left_s: float
+
+
+Claim = tuple[bool, float, int, JobState]
+"""The place of a job in line: opportunistic jobs last, then by key, then by submission."""
+
+
+def wait_of(job: JobState, weights: Weights) -> Wait:
+    """What to remember of a job that has ``done_s`` of its work done."""
+    workers = job.request.num_gpus if job.elastic is None else job.elastic.num_workers
+    left_s = weights.prior_s + job.done_s
+    if weights.estimates:
+        left_s = max(job.estimate_s - job.done_s, 1.0)
+    return Wait(job.job.priority == OPPORTUNISTIC, workers, left_s)
 
 
 def left_s(job: JobState, now: float, weights: Weights) -> float:
@@ -61,16 +77,6 @@ def left_s(job: JobState, now: float, weights: Weights) -> float:
     if weights.estimates:
         return max(job.remaining_s(now), 1.0)
     return weights.prior_s + job.progress_s(now)
-
-
-def claim(job: JobState, now: float, weights: Weights) -> Claim:
-    """The place of a job in line."""
-    left = left_s(job, now, weights)
-    workers = job.request.num_gpus if job.elastic is None else job.elastic.num_workers
-    key = left * workers / (1.0 + (now - job.job.submit_s) / (weights.aging * left))
-    if job.running:
-        key *= weights.margin
-    return Claim(job.job.priority == OPPORTUNISTIC, key, job.rank, job)
 
 
 class Pass:
@@ -93,14 +99,19 @@ class Pass:
 
     def run(self) -> Draft:
         """Give out everything, and return what changes."""
-        now, weights = self.view.now, self.weights
-        running = sorted(claim(job, now, weights) for job in self.view.elastic.values())
-        waiting = sorted(claim(job, now, weights) for job in self.view.waiting)
-        self._set_aside(c.job for c in running)
-        self._set_aside(sorted((c.job for c in waiting), key=lambda job: job.rank))
+        waiting = self._waiting_line()
+        if waiting:
+            line = self._running_line(self.view.elastic.values())
+            self._set_aside(sorted(c for c in line if _guaranteed(c[3])))
+            self._set_aside(sorted((c for c in waiting if _guaranteed(c[3])), key=itemgetter(2)))
+            line += waiting
+            line.sort()
+        else:
+            line = self._running_line(self._hungry())
+            line.sort()
         left = len(waiting)
-        for _, _, _, job in merge(running, waiting):
-            if job.running:
+        for _, _, _, job in line:
+            if job.phase == RUNNING:
                 self._running(job, contested=left > 0)
                 continue
             left -= 1
@@ -110,12 +121,53 @@ class Pass:
                 self._waiting(job, contested=left > 0)
         return carry_out(self.view, self.given, self.gangs)
 
-    def _set_aside(self, jobs: Iterable[JobState]) -> None:
-        """Keep the guaranteed GPUs of these jobs out of the room of others, as far as it goes."""
+    def _waiting_line(self) -> list[Claim]:
+        now, aging = self.view.now, self.weights.aging
+        line: list[Claim] = []
+        for shape in self.view.waiting.shapes:  # in no order: the line is sorted
+            for _, rank, job in shape.waiting:
+                wait: Wait = job.memory
+                late, workers, left = wait
+                span = aging * left
+                key = left * workers * span / (span + now - job.job.submit_s)
+                line.append((late, key, rank, job))
+        return line
+
+    def _running_line(self, jobs: Iterable[JobState]) -> list[Claim]:
+        now, aging, margin = self.view.now, self.weights.aging, self.weights.margin
+        grows = -1.0 if self.weights.estimates else 1.0
+        line: list[Claim] = []
         for job in jobs:
-            elastic, kind = job.elastic, job.kind
-            if elastic is None or kind is None or not elastic.min_gpus:
+            wait: Wait = job.memory
+            late, workers, left = wait
+            if now > job.begin_s:
+                left = max(left + grows * (now - job.begin_s) * job.rate, 1.0)
+            span = aging * left
+            key = margin * left * workers * span / (span + now - job.job.submit_s)
+            line.append((late, key, job.rank, job))
+        return line
+
+    def _hungry(self) -> Iterator[JobState]:
+        """Nobody waits, so those who cannot use more keep what they have: the others."""
+        room, preferred = self.room, self.weights.preferred
+        for job in self.view.elastic.values():
+            assert job.kind is not None
+            held = job.held
+            if held != sizes_of(job.kind, preferred=preferred).full:
+                yield job
                 continue
+            for pool, count in enumerate(held):
+                room[pool] -= count
+
+    def _set_aside(self, claims: Iterable[Claim]) -> None:
+        """Keep the guaranteed GPUs of these jobs out of the room of others, as far as it goes.
+
+        Where nobody waits nobody loses anything, and there is no need to.
+        """
+        for *_, job in claims:
+            elastic, kind = job.elastic, job.kind
+            assert elastic is not None
+            assert kind is not None
             limits = job.held if job.running else tuple(self.room)
             floor = _least(elastic.least_gpus, limits, kind.pools, mixes=elastic.mixes_types)
             if floor is not None:
@@ -151,12 +203,11 @@ class Pass:
         assert job.kind is not None
         sizes = sizes_of(job.kind, preferred=self.weights.preferred)
         thrift = self.weights.thrift if contested else 0.0
-        limits = tuple(min(r, h + i) for r, h, i in zip(room, held, self.idle, strict=True))
-        best = sizes.best(limits, thrift)
+        best = sizes.best(tuple(map(_within, room, held, self.idle)), thrift)
         if best is None:
             self._give(job, (0,) * len(held))
             return
-        whole = all(h <= r for h, r in zip(held, room, strict=True))
+        whole = all(map(le, held, room))
         keeps = whole and (best.counts == held or not self._repays(job, sizes, best, thrift))
         self._give(job, held if keeps else best.counts)
 
@@ -189,6 +240,15 @@ class Pass:
         age = self.view.now - job.job.submit_s
         if age > self.weights.aging * left_s(job, self.view.now, self.weights):
             self.blocked.update(job.shape.pools)
+
+
+def _guaranteed(job: JobState) -> bool:
+    return job.elastic is not None and job.elastic.min_gpus > 0
+
+
+def _within(room: int, held: int, idle: int) -> int:
+    """How many GPUs of a pool a running job may have: its own and idle ones, if there is room."""
+    return room if room < held + idle else held + idle
 
 
 def _least(least: int, limits: Counts, pools: tuple[int, ...], *, mixes: bool) -> Counts | None:

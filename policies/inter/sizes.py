@@ -60,8 +60,12 @@ class Sizes:
         self._best: dict[tuple[Counts, float], Size | None] = {}
         self._rate: dict[Counts, float] = {}
         self._steps: dict[int, tuple[Step, ...]] = {}
+        self.full = (0,) * len(gpu_types)  # what it takes where there is plenty
         # The most progress that a unit of price buys: the yardstick of thrift.
         self.density = max(self.rate(self._one(p)) / prices[p] for p in pools)
+        plenty = self.best((self.most,) * len(gpu_types), 0.0)
+        if plenty is not None:
+            self.full = plenty.counts
 
     def _one(self, pool: int) -> Counts:
         return tuple(1 if i == pool else 0 for i in range(len(self._types)))
