@@ -40,6 +40,18 @@ class Recorder(Protocol):
     ) -> None:
         """Record that a job held devices, an elastic one with its worker map."""
 
+    def loan(
+        self,
+        pool: int,
+        node: int,
+        gpu: int,
+        asked_s: float,
+        ready_s: float,
+        end_s: float,
+        source: int,
+    ) -> None:
+        """Record that an online service had a device, or waited for one in vain."""
+
     def sample(
         self,
         time_s: float,
@@ -70,6 +82,9 @@ class NoLog:
         """Forget it."""
 
     def allocation(self, *_: object) -> None:
+        """Forget it."""
+
+    def loan(self, *_: object) -> None:
         """Forget it."""
 
     def sample(self, *_: object) -> None:

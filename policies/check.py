@@ -4,7 +4,7 @@ Small made-up workloads are run through the driver on an exact little world (rat
 At every decision the policy is asked more than the driver would ask it: twice, once more with
 the jobs' true run times changed, and for a reason for every waiting job. What it must hold:
 
-- ``pure``: planning and explaining change nothing in the view,
+- ``pure``: planning, explaining and giving way change nothing in the view,
 - ``repeatable``: the same view gives the same plan; the same workload gives the same run,
 - ``valid``: devices exist, are free, are of an allowed type, and make up the whole gang,
 - ``honest``: a plan and an order depend on estimates, never on ``job.job.duration_s``,
@@ -221,6 +221,8 @@ class _Examination:
         if self.decisions % 3 == 0:
             self._reasons(view)
             self._same(view, before, "explain")
+            self.policy.give_way(view, 0, 2)
+            self._same(view, before, "give_way")
         return first
 
     def _same(self, view: ClusterView, before: str, what: str) -> None:
@@ -454,6 +456,9 @@ class _Log:
     ) -> None:
         """Keep it."""
         self.rows.append((rank, allocation, start_s, end_s, reason))
+
+    def loan(self, *values: object) -> None:
+        """There are none."""
 
     def sample(self, *values: object) -> None:
         """There are none."""

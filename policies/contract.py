@@ -26,6 +26,7 @@ from traces import Allocation, Job, Request
 
 if TYPE_CHECKING:
     from policies.free import FreeGpus
+    from policies.lending import ServingDemand
     from policies.plan import Plan
     from policies.view import ClusterView
     from traces import Elastic, Profile, WorkerMap
@@ -117,6 +118,16 @@ class Policy:
         ``order`` and ``running_order`` are then asked again for every job.
         """
         return None
+
+    def give_way(self, view: ClusterView, pool: int, count: int) -> Plan:
+        """Say which jobs leave ``count`` GPUs of a pool to an online service, at once; pure.
+
+        The default is :func:`policies.lending.give_way`. The plan may stop jobs and take GPUs from
+        them, and do nothing else.
+        """
+        from policies.lending import give_way  # noqa: PLC0415  (it reads the contract)
+
+        return give_way(view, pool, count)
 
     def explain(self, view: ClusterView, job: JobState) -> Reason:
         """Say why a job waits. The default knows queues and room (``policies.reasons``)."""
@@ -256,6 +267,9 @@ class Listener(Protocol):
 
     def devices_returned(self, node: int, mask: int, detail: str, *, host: bool = False) -> None:
         """GPUs are back, and with ``host`` their machine."""
+
+    def serving_demand(self, demand: ServingDemand) -> None:
+        """An online service needs another number of GPUs; what it needs it owns at once."""
 
 
 class Backend(Protocol):

@@ -30,6 +30,7 @@ from policies.elastic import even, pools_held
 from policies.errors import FutileError, PlanError, PolicyError, StarvationError
 from policies.estimates import estimator
 from policies.feasible import fault_of, fault_of_shape
+from policies.lending import Lender, ServingDemand
 from policies.model import Model
 from policies.plan import Plan
 from policies.sampling import Fragmented, samples
@@ -117,6 +118,7 @@ class Driver:
         self._arrival, self._arrivals = Moment(clock, None), (self._take_in,)
         self._coming = workload.jobs()
         self._next_job: Job | None = None
+        self.lender: Lender | None = None
         self._stopping = False
         self._interval_s = interval = policy.interval_s
         if interval is not None and not 0.0 < interval < math.inf:
@@ -203,6 +205,8 @@ class Driver:
         remembers = self._remembers
         if remembers:
             view.settle()
+        if self.lender is not None and self.lender.short:
+            self.lender.serve()
         plan = self.policy.plan(view)
         if not isinstance(plan, Plan):
             raise PolicyError(self.policy, view.now, f"plan() returned {plan!r}, which is no Plan")
@@ -441,8 +445,12 @@ class Driver:
                 self.counts.failures += 1
                 self.log.event(now, FAILED, job.rank)
                 self._check_futile(job)
-        view.withdraw(node, mask, host=host)
+        lender = self.lender
+        lent = 0 if lender is None else lender.lose(node, mask)
+        view.withdraw(node, mask & ~lent, host=host)
         self.log.device_event(now, LOST, node, mask, detail)
+        if lender is not None and lent:
+            lender.replace()
         if not self._deciding:
             self._ask()
 
@@ -459,6 +467,20 @@ class Driver:
         self.view.now = now = self.clock.now
         self.view.restore(node, mask, host=host)
         self.log.device_event(now, RETURNED, node, mask, detail)
+        if not self._deciding:
+            self._ask()
+
+    def serving_demand(self, demand: ServingDemand) -> None:
+        """An online service needs another number of GPUs."""
+        self.view.now = self.clock.now
+        if self.lender is None:
+            self.lender = Lender(
+                self.clock, self.view, self.policy, self.log, self._apply, self._ask_once
+            )
+        self.lender.demand(demand)
+        self._ask_once()
+
+    def _ask_once(self) -> None:
         if not self._deciding:
             self._ask()
 
@@ -480,6 +502,8 @@ class Driver:
         """Enter what is still open (an interrupted run, or one that was told to stop)."""
         now = self.clock.now
         self.view.now = now
+        if self.lender is not None:
+            self.lender.close()
         for rank, job in self._jobs.items():
             self._record(job)
             self.outcomes.status[rank] = IS_RUNNING if job.running else IS_WAITING

@@ -31,7 +31,17 @@ from policies.view import LiveView
 from traces import Allocation, DataError, RunLog, UsageError, WorkerMap, Workload, load
 from traces.cluster import mask_of
 
-WORLD = {"submit", "finish", "fail", "device_lost", "device_returned", "reject"}
+WORLD = {
+    "submit",
+    "finish",
+    "fail",
+    "device_lost",
+    "device_returned",
+    "reject",
+    "serving_demand",
+    "device_lent",
+    "device_given_back",
+}
 
 
 class Event(NamedTuple):
@@ -238,6 +248,10 @@ class Replay:
             before = self.serving[event.node]
             self.serving[event.node] = before & ~event.mask
             view.withdraw(event.node, event.mask, host=not self.serving[event.node])
+        elif event.kind == "device_lent":
+            view.withdraw(event.node, event.mask)
+        elif event.kind == "device_given_back":
+            view.restore(event.node, event.mask)
         elif event.kind == "device_returned":
             host = not self.serving[event.node]
             self.serving[event.node] |= event.mask

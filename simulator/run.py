@@ -37,6 +37,7 @@ from simulator.clock import SimulatedClock
 from simulator.cluster import Checkpoints, SimulatedCluster
 from simulator.failures import Source
 from simulator.outages import Outages
+from simulator.serving import Service, ServingLoad
 from traces import ClusterSpec, DataError, RunWriter, UsageError, Workload, load_cluster
 
 
@@ -69,6 +70,7 @@ def simulate(
     intra: IntraJobPolicy | str | None = None,
     checkpoints: Checkpoints | None = None,
     outages: Sequence[Source] = (),
+    services: Sequence[Service] = (),
     seed: int = 0,
     misfits: Literal["refuse", "reject"] = "refuse",
     untimed: Literal["refuse", "reject"] = "refuse",
@@ -83,7 +85,7 @@ def simulate(
     ``intra``: who seats the logical workers of elastic jobs (default: ``companion`` if the model
     has a profile, else evenly); it plans with what is believed.
     ``outages``: when devices go out of service (``simulator/failures.py``); ``checkpoints``: what a
-    job keeps when it loses its devices.
+    job keeps when it loses its devices. ``services``: online services that own what they need.
     ``misfits``: jobs that fit nowhere on the cluster are an error ("refuse"), or are rejected on
     arrival and recorded as such ("reject"); ``untimed``: the same for jobs without a run time.
     ``sample_s``: seconds between samples (default: about a thousandth of the span of submissions;
@@ -128,6 +130,7 @@ def simulate(
         believed=believed,
     ) | {
         "checkpoints": dataclasses.asdict(backend.checkpoints),
+        "services": [service.describe() for service in services],
         "outages": [source.describe() for source in outages],
         "rejected": {"misfits": len(without_place), "untimed": len(without_time)},
     }
@@ -150,6 +153,8 @@ def simulate(
             fragmented=lambda view: measure(view.free),
             on_progress=on_progress,
         )
+        for service in services:
+            ServingLoad(backend, service)
         if outages:
             Outages(backend, outages, stream(seed, "outages"))
         began = time.perf_counter()

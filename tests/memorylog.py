@@ -8,7 +8,7 @@ from policies import Clock, Driver, PlacementPolicy, Policy, make_placement, mak
 from policies.model import Model
 from simulator.cluster import Checkpoints, SimulatedCluster
 from traces import Allocation, ClusterSpec, WorkerMap, Workload
-from traces.runlog import END_REASONS, EVENT_KINDS
+from traces.runlog import END_REASONS, EVENT_KINDS, LOAN_SOURCES
 
 
 @dataclass
@@ -20,6 +20,7 @@ class MemoryLog:
     allocations: list[tuple[int, Allocation, float, float, float, float, str]] = field(
         default_factory=list
     )
+    loans: list[tuple[int, int, int, float, float, float, str]] = field(default_factory=list)
     workers: list[tuple[int, float, WorkerMap]] = field(default_factory=list)
 
     def event(self, time_s: float, code: int, rank: int) -> None:
@@ -46,6 +47,18 @@ class MemoryLog:
         self.allocations.append(
             (rank, allocation, start_s, begin_s, end_s, rate, END_REASONS[reason])
         )
+
+    def loan(
+        self,
+        pool: int,
+        node: int,
+        gpu: int,
+        asked_s: float,
+        ready_s: float,
+        end_s: float,
+        source: int,
+    ) -> None:
+        self.loans.append((pool, node, gpu, asked_s, ready_s, end_s, LOAN_SOURCES[source]))
 
     def sample(self, *values: object) -> None:
         pass

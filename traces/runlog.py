@@ -1,6 +1,6 @@
 """The run log: the directory every run leaves, simulated or executed; its columns, and reading it.
 
-``run.json`` says what was run; four Parquet tables say what happened. An interrupted run says
+``run.json`` says what was run; Parquet tables say what happened. An interrupted run says
 ``"status": "partial"``. ``traces/runwriter.py`` writes it.
 
 The columns are listed in :data:`TABLES`; ``docs/run-log.md`` is written from it.
@@ -35,6 +35,9 @@ EventKind = Literal[
     "reject",
     "device_lost",
     "device_returned",
+    "serving_demand",
+    "device_lent",
+    "device_given_back",
 ]
 EVENT_KINDS: tuple[EventKind, ...] = (
     "submit",
@@ -47,8 +50,14 @@ EVENT_KINDS: tuple[EventKind, ...] = (
     "reject",
     "device_lost",
     "device_returned",
+    "serving_demand",
+    "device_lent",
+    "device_given_back",
 )
 EVENT_CODE: dict[EventKind, int] = {kind: code for code, kind in enumerate(EVENT_KINDS)}
+
+LOAN_SOURCES = ("lingering", "idle", "reclaimed", "never")
+NEVER_LENT = LOAN_SOURCES.index("never")
 
 END_REASONS = ("finish", "preempt", "migrate", "resize", "fail", "open")
 
@@ -144,6 +153,15 @@ TABLES: dict[str, tuple[LogColumn, ...]] = {
         LogColumn("node", STRING, "", "node of a device event, or null"),
         LogColumn("gpus", pa.list_(pa.int16()), "", "GPU indices of a device event, or null"),
         LogColumn("detail", STRING, "", "anything more, or null"),
+    ),
+    "loans": (
+        LogColumn("gpu_type", STRING, "", "type of the device"),
+        LogColumn("node", STRING, "", "its node; null if the service never got one"),
+        LogColumn("gpu", pa.int16(), "", "its index there; null likewise"),
+        LogColumn("asked_s", FLOAT, "s", "the service needed it"),
+        LogColumn("ready_s", FLOAT, "s", "it could be used; null: never before end_s"),
+        LogColumn("end_s", FLOAT, "s", "the service no longer needed it, or the log ends"),
+        LogColumn("source", LABEL, "", "one of " + ", ".join(LOAN_SOURCES)),
     ),
     "samples": (
         LogColumn("time_s", FLOAT, "s", "when"),

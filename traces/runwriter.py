@@ -28,6 +28,7 @@ from traces.runlog import (
     FORMAT_VERSION,
     JOB_OUTCOME_COLUMNS,
     LABEL,
+    LOAN_SOURCES,
     OUTCOMES,
     STRING,
     TABLES,
@@ -90,6 +91,7 @@ class RunWriter:
         self._stays = bytearray()
         self._workers: dict[int, tuple[list[int], list[int]]] = {}  # of those of elastic jobs
         self._masks: list[int] = []  # of the stays; a node may have more GPUs than a word has bits
+        self._loans: list[tuple[int, int, int, float, float, float, int]] = []
         self._samples: list[tuple[float, str, float, float, float, int, int, float]] = []
 
     def __enter__(self) -> Self:
@@ -120,7 +122,7 @@ class RunWriter:
     def device_event(
         self, time_s: float, code: int, node: int, mask: int, detail: str | None = None
     ) -> None:
-        """Record a device event on the GPUs in ``mask`` of node index ``node``."""
+        """Record a device event on the GPUs in ``mask`` of node index ``node`` (-1: of none)."""
         row = len(self._events) // _EVENT_ROW.itemsize
         self._event_extra[row] = (node, mask, detail)
         self.event(time_s, code, -1)
@@ -183,6 +185,23 @@ class RunWriter:
             )
         )
 
+    def loan(
+        self,
+        pool: int,
+        node: int,
+        gpu: int,
+        asked_s: float,
+        ready_s: float,
+        end_s: float,
+        source: int,
+    ) -> None:
+        """Record that an online service had a device, or (node -1) waited for one in vain.
+
+        ``pool``: index of its type in ``ClusterSpec.gpu_types``; ``source``: index into
+        :data:`LOAN_SOURCES`; ``ready_s`` NaN: it could not be used in that time.
+        """
+        self._loans.append((pool, node, gpu, asked_s, ready_s, end_s, source))
+
     def finish(self, record: dict[str, Any], outcomes: dict[str, Any]) -> None:
         """Write the jobs table and ``run.json``, close all tables and give the run its name.
 
@@ -193,6 +212,7 @@ class RunWriter:
         self._flush_events()
         self._flush_allocations()
         self._flush_samples()
+        self._flush_loans()
         self._write_jobs(outcomes)
         for table in TABLES:
             self._writer(table)  # an empty table is a table
@@ -275,8 +295,9 @@ class RunWriter:
         gpus: list[tuple[int, ...] | None] = [None] * count
         details: list[str | None] = [None] * count
         for position, (node, mask, detail) in self._event_extra.items():
-            nodes[position] = self._spec.nodes[node].name
-            gpus[position] = gpus_of(mask)
+            if node >= 0:
+                nodes[position] = self._spec.nodes[node].name
+                gpus[position] = gpus_of(mask)
             details[position] = detail
         return pa.array(nodes, pa.string()), pa.array(gpus, lists), pa.array(details, pa.string())
 
@@ -324,6 +345,25 @@ class RunWriter:
             "samples", [pa.array(list(c), f.type) for c, f in zip(columns, fields, strict=True)]
         )
         self._samples = []
+
+    def _flush_loans(self) -> None:
+        if not self._loans:
+            return
+        pools, nodes, gpus, asked, ready, end, sources = zip(*self._loans, strict=True)
+        types = self._spec.gpu_types
+        self._put(
+            "loans",
+            [
+                pa.array([types[p] for p in pools], STRING),
+                pa.array([None if n < 0 else self._spec.nodes[n].name for n in nodes], STRING),
+                pa.array([None if g < 0 else g for g in gpus], pa.int16()),
+                pa.array(asked, FLOAT),
+                pa.array(ready, FLOAT, from_pandas=True),
+                pa.array(end, FLOAT),
+                _labels(np.array(sources, dtype=np.int8), LOAN_SOURCES),
+            ],
+        )
+        self._loans = []
 
     def _write_jobs(self, outcomes: dict[str, Any]) -> None:
         table = self._workload.table

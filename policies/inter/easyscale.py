@@ -14,7 +14,8 @@ from policies.contract import Policy
 from policies.inter import easyscale_paper
 from policies.inter.easyscale_tandem import Pass, Weights, wait_of
 from policies.intra.artifact import Quirks
-from policies.plan import Draft
+from policies.lending import give_way
+from policies.plan import Draft, Plan
 from policies.state import JobState
 from policies.view import ClusterView
 from traces import UsageError
@@ -113,6 +114,14 @@ class EasyScale(Policy):
             mixing = self.types == "mixed"
             return easyscale_paper.plan_round(view, Quirks.of(self.quirks), mixing=mixing)
         return Pass(view, self.weights()).run()
+
+    def give_way(self, view: ClusterView, pool: int, count: int) -> Plan:
+        """To an online service: last in line first (as paper: as all policies do)."""
+        order = None
+        if self.version == "tandem":
+            order = [job for *_, job in reversed(Pass(view, self.weights()).running_line())]
+            order += [job for job in view.running if job.elastic is None]
+        return give_way(view, pool, count, order)
 
     def weights(self) -> Weights:
         """The parameters of the pass."""

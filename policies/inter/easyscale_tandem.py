@@ -121,6 +121,10 @@ class Pass:
                 self._waiting(job, contested=left > 0)
         return carry_out(self.view, self.given, self.gangs)
 
+    def running_line(self) -> list[Claim]:
+        """The running elastic jobs in order, first in line first."""
+        return sorted(self._running_line(self.view.elastic.values()))
+
     def _waiting_line(self) -> list[Claim]:
         now, aging = self.view.now, self.weights.aging
         line: list[Claim] = []
