@@ -124,10 +124,10 @@ class Agent:
 
     def lose_lane(self, gpu: Place) -> None:
         """A device is gone. Jobs on it go on with their other devices, or wait for a new map."""
-        self.lanes.pop(gpu, None)
+        lane = self.lanes.pop(gpu, None)
         for job in self.jobs.values():
-            if not job.over:
-                job.lose(gpu)
+            if lane is not None and not job.over:
+                job.lose(gpu, lane)
         self._line_up()
 
     def return_lane(self, gpu: Place, lane: DeviceLane) -> None:

@@ -4,8 +4,9 @@ A *generation* is the time between two changes of a job's devices. Each has a gr
 (``ProcessGroupGloo`` on the CPU, ``ProcessGroupNCCL`` on CUDA) on a key-value store of the agent,
 under a prefix of its own; torch's global default group is never touched, so groups of many jobs and
 generations live side by side in one process. Building one takes about 10 ms on one machine. When a
-peer dies its sockets close and every waiting operation fails at once; the group is then useless and
-is thrown away.
+peer's process dies its sockets close and every waiting operation fails at once. A peer that lives
+and has left is not noticed by gloo, so waiting can be given up from outside (``abandoned``). A
+group that broke is useless and is thrown away.
 
 All operations are started in the same order on every device and counted in bytes sent to others.
 NCCL is written to the same calls and was not run: there was no second GPU to run it on.
@@ -13,10 +14,12 @@ NCCL is written to the same calls and was not run: there was no second GPU to ru
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
@@ -27,25 +30,44 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 from executor.errors import PeerLostError
 
 _MEETING_S = 0.002  # between two looks at whether all are here
+_SLICE = timedelta(milliseconds=20)  # between two looks at whether waiting is in vain
+
+GivenUp = Callable[[], bool] | None
 
 
 class Pending:
     """An operation that was started. ``wait`` returns when its output is there."""
 
-    def __init__(self, work: Any, keep: tuple[Tensor, ...] = ()) -> None:
+    def __init__(self, work: Any, keep: tuple[Tensor, ...] = (), given_up: GivenUp = None) -> None:
         self._work = work
         self._keep = keep  # the group reads its inputs until it is done
+        self._given_up = given_up
 
     def wait(self) -> None:
-        """Wait for the output. Raises PeerLostError if a device is gone or too slow."""
-        if self._work is None:
-            return
+        """Wait for the output.
+
+        Raises PeerLostError if a device is gone or too slow, or as soon as waiting is given up.
+        """
         try:
-            self._work.wait()
+            while self._work is not None and not self._done():
+                pass
         except RuntimeError as error:
             raise PeerLostError("the exchange broke", where=str(error).split("\n")[0]) from None
         finally:
             self._work, self._keep = None, ()
+
+    def _done(self) -> bool:
+        """Wait for a moment, if the wait can be given up, else to the end."""
+        if self._given_up is None:
+            return bool(self._work.wait())
+        try:
+            return bool(self._work.wait(_SLICE))
+        except RuntimeError:
+            if self._work.is_completed():  # done, or failed, in this very moment
+                return bool(self._work.wait())
+            if self._given_up():
+                raise PeerLostError("the exchange was given up") from None
+            return False
 
 
 class Exchange:
@@ -66,19 +88,25 @@ class Exchange:
         *,
         timeout_s: float = 60.0,
         device: torch.device | str = "cpu",
-        abandoned: Callable[[], bool] | None = None,
+        abandoned: GivenUp = None,
     ) -> None:
         self.index = index
         self.size = size
         self.sent_bytes = 0
         self.device = torch.device(device)
         self._groups: dict[str, Any] = {}
+        self._abandoned = abandoned
         if size > 1:
             try:
                 store = _meet(address, prefix, index, size, timeout_s, abandoned)
                 for kind in sorted({"cpu", self.device.type}):
                     own = PrefixStore(kind, store)
-                    self._groups[kind] = _group(address[0], own, index, size, timeout_s, kind)
+                    self._groups[kind] = _built(
+                        lambda own=own, kind=kind: _group(  # type: ignore[misc]
+                            address[0], own, index, size, timeout_s, kind
+                        ),
+                        abandoned,
+                    )
             except RuntimeError as error:
                 text = str(error).split("\n")[0]
                 raise PeerLostError("the devices did not meet", where=text) from None
@@ -112,12 +140,14 @@ class Exchange:
         return self._start("recv", [tensor], source, 0)
 
     def close(self) -> None:
-        """Leave: operations of ours and of our peers that are waiting fail at once."""
+        """Leave; the group is ended by a thread of its own.
+
+        Ending a group waits for operations that will never be done, until they time out.
+        """
         groups, self._groups = self._groups, {}
-        for group in groups.values():
-            # A group that broke before may say so again.
-            with suppress(RuntimeError):
-                group.abort()
+        if groups:
+            # Not a daemon: the interpreter must not end in the middle of it.
+            threading.Thread(target=_end, args=(groups,), name="end of a group").start()
 
     def _start(self, operation: str, *arguments: Any) -> Pending:
         first = arguments[0]
@@ -127,9 +157,21 @@ class Exchange:
             raise PeerLostError("the exchange is closed")
         keep = tuple(a for a in arguments if isinstance(a, Tensor)) or tuple(first)
         try:
-            return Pending(getattr(group, operation)(*arguments), keep)
+            work = getattr(group, operation)(*arguments)
         except RuntimeError as error:
             raise PeerLostError("the exchange broke", where=str(error).split("\n")[0]) from None
+        # Gloo breaks a pair whose send or receive is waited for in slices.
+        whole = operation in {"send", "recv"}
+        return Pending(work, keep, None if whole else self._abandoned)
+
+
+def _end(groups: dict[str, Any]) -> None:
+    while groups:
+        _, group = groups.popitem()
+        # A group that broke before may say so again.
+        with suppress(RuntimeError):
+            group.abort()
+        del group
 
 
 def _meet(
@@ -138,7 +180,7 @@ def _meet(
     index: int,
     size: int,
     timeout_s: float,
-    abandoned: Callable[[], bool] | None,
+    abandoned: GivenUp,
 ) -> Any:
     """Wait until every device is here; a group that is built before would wait for the dead."""
     timeout = timedelta(seconds=timeout_s)
@@ -152,6 +194,29 @@ def _meet(
             raise PeerLostError("the devices did not meet", where=prefix)
         time.sleep(_MEETING_S)
     return own
+
+
+def _built(make: Callable[[], Any], abandoned: GivenUp) -> Any:
+    """Make a group in a thread: who is here may be gone before the group stands, and gloo waits."""
+    outcome: SimpleQueue[Any] = SimpleQueue()
+
+    def attempt() -> None:
+        try:
+            outcome.put(make())
+        except RuntimeError as error:
+            outcome.put(error)
+
+    threading.Thread(target=attempt, name="begin of a group").start()
+    while True:
+        try:
+            made = outcome.get(timeout=_SLICE.total_seconds())
+        except Empty:
+            if abandoned is not None and abandoned():
+                raise PeerLostError("the devices did not meet") from None
+            continue
+        if isinstance(made, RuntimeError):
+            raise made
+        return made
 
 
 def _group(host: str, store: Any, index: int, size: int, timeout_s: float, kind: str) -> Any:

@@ -37,6 +37,7 @@ from executor.hashing import combined
 from executor.levels import Agreement
 from executor.pool import Handle, Place, WorkerPool
 from executor.reduce import BUCKET_BYTES
+from executor.replica import StepReport
 from executor.task import TaskSpec
 from traces.workermap import WorkerMap
 
@@ -44,6 +45,9 @@ _ATTACH_S = 120.0  # building a task may mean importing torch and making data
 _PONG_S = 1.0
 _MOST_DEATHS = 12  # at one step
 _MOST_ERRORS = 2
+
+# Over all jobs: a worker that served another job must not take its generations for ours.
+_GENERATIONS = itertools.count(1)
 
 Batch = Mapping[Handle, m.Request]
 Replies = Mapping[Handle, m.Reply]
@@ -145,6 +149,7 @@ class Job:
         self._pause_s = 0.0
         self._last_step_s = clock()
         self._started = False
+        self._told = 0  # the last step that was told of
 
     # Commands.
 
@@ -186,15 +191,14 @@ class Job:
         self._stop = checkpoint
         self.go()
 
-    def lose(self, gpu: Place) -> None:
+    def lose(self, gpu: Place, lane: DeviceLane) -> None:
         """A lane is gone: its worker too; the other devices take its ranks over."""
-        handle = self.members.get(gpu)
-        if handle is not None:
-            self.gone(handle, "the lane was lost")
         wanted = self._wanted
         if wanted is not None and gpu in wanted.gpus:
             left = [g for g in wanted.gpus if g != gpu]
             self._wanted = _spread(left, self.spec.num_workers) if left else None
+        for handle in [h for h in self.handles if h.lane is lane]:
+            self.gone(handle, "the lane was lost")
         self.go()
 
     # What the agent asks.
@@ -218,6 +222,9 @@ class Job:
 
     def hear(self, handle: Handle, news: Any) -> None:
         """Take in a message of one of our workers."""
+        if isinstance(news, m.Pong):
+            self._pongs[handle] = news
+            return
         self._since = self._clock()
         if isinstance(news, m.Reply):
             self._hear_reply(handle, news)
@@ -226,15 +233,14 @@ class Job:
                 self._faults.remove(news.fault)
         elif isinstance(news, m.Saved):
             self._tell(e.Checkpointed, step=news.step, path=news.path, reason=news.error)
-        elif isinstance(news, m.Pong):
-            self._pongs[handle] = news
+        elif isinstance(news, m.Progress):
+            if handle in self.members.values() and self.map is not None:
+                self._progress(handle, news)
         elif news.generation == self._generation:
             self._hear_step(handle, news)
 
     def _hear_step(self, handle: Handle, news: Any) -> None:
-        if isinstance(news, m.Progress):
-            self._progress(handle, news)
-        elif isinstance(news, m.Paused):
+        if isinstance(news, m.Paused):
             self._paused.add(handle)
             if self._paused == set(self.members.values()) and self._mode != "script":
                 self._mode, self._paused_at_s = "standing", self._clock()
@@ -260,8 +266,7 @@ class Job:
                 if where is self.members:
                     self._mark_broken(reason)
         self._disturbed = True
-        for other in self.handles:
-            other.say(m.Abandon(generation=self._generation))
+        self._abandon()
         self._resume_script()
         self.go()
 
@@ -356,11 +361,23 @@ class Job:
             )
 
     def _progress(self, handle: Handle, news: m.Progress) -> None:
-        report, now = news.report, self._clock()
+        report = news.report
         device = self._device_of(handle)
         if device == 0:
-            self.step, self.loss = report.step, report.loss
-            self._first_step(report.step, now)
+            if news.generation == self._generation:
+                self._first_step(report.step, self._clock())
+            self._step_done(report)
+            if self._pause_at <= report.step < self.spec.steps and self._mode == "running":
+                self._pause()
+        if news.digests:
+            self._tell(e.Digested, step=report.step, device=device, digests=dict(news.digests))
+
+    def _step_done(self, report: StepReport) -> None:
+        """Tell of a committed step, once: one that is done again has the same bits."""
+        now = self._clock()
+        self.step, self.loss = report.step, report.loss
+        if report.step > self._told:
+            self._told = report.step
             self._tell(
                 e.Progress,
                 step=report.step,
@@ -369,11 +386,7 @@ class Job:
                 seconds=now - self._last_step_s,
                 sent_bytes=report.sent_bytes,
             )
-            self._last_step_s = now
-            if self._pause_at <= report.step < self.spec.steps and self._mode == "running":
-                self._pause()
-        if news.digests:
-            self._tell(e.Digested, step=report.step, device=device, digests=dict(news.digests))
+        self._last_step_s = now
 
     def _first_step(self, step: int, now: float) -> None:
         """Tell what the first step of a generation means."""
@@ -409,6 +422,7 @@ class Job:
         """A worker could not do a step: blame who is at fault, and recover."""
         assert self.map is not None
         self._mark_broken(news.text)
+        self._abandon()
         if news.kind == "lost":
             self._count("lost", news.step, _MOST_DEATHS, news.text)
         elif handle is not self._first_to_say(news):
@@ -423,6 +437,11 @@ class Job:
                 if culprit is not None:
                     self._blamed[culprit] = news.text
         self._restart_script()
+
+    def _abandon(self) -> None:
+        """Tell everybody that waiting for the others of this generation is in vain."""
+        for handle in self.handles:
+            handle.say(m.Abandon(generation=self._generation))
 
     def _first_to_say(self, news: m.Broke) -> Handle | None:
         """Who counts for an error that all devices report alike: the first that lives."""
@@ -544,7 +563,7 @@ class Job:
     def _regroup(self) -> Script:
         """Change devices, recover, save or stop: see the module's text."""
         wanted = self._wanted
-        self._generation += 1
+        self._generation = next(_GENERATIONS)
         if self._failure is not None:
             yield from self._leave(None)
             return
@@ -553,7 +572,11 @@ class Job:
         if self._blamed:
             self._bury_blamed()
             return
-        target = self._decide({h: found[h].value for h in survey if h in found})
+        surveys: dict[Handle, m.Surveyed] = {h: found[h].value for h in survey if h in found}
+        target = self._decide(surveys)
+        for surveyed in surveys.values():
+            if surveyed.last is not None and self._told < surveyed.last.step <= target.step:
+                self._step_done(surveyed.last)
         self.step = self._resumed_at = target.step
         if self._save or self._stop:
             yield from self._write(target)
@@ -752,7 +775,7 @@ class Job:
         self._emit(kind(job_id=self.spec.job_id, at_s=self._clock(), **values))
 
 
-_OWN_WORK = frozenset({"compute", "apply", "write", "idle"})
+_OWN_WORK = frozenset({"attach", "configure", "compute", "apply", "write"})
 
 
 def _spread(gpus: Iterable[Place], num_workers: int) -> WorkerMap:

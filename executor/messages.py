@@ -192,10 +192,14 @@ class Reply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surveyed:
-    """What a device holds: its replica's step (None: in pieces), contexts by step and rank."""
+    """What a device holds: its replica's step (None: in pieces), contexts by step and rank.
+
+    ``last``: the step that it committed last, which nobody may have been told of.
+    """
 
     step: int | None
     contexts: Mapping[int, Mapping[int, bytes]]
+    last: StepReport | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

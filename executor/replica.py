@@ -107,7 +107,8 @@ class Replica:
         self.order = order
         self.probe = Probe() if probe is None else probe
         self.whole = True
-        self.phase = "idle"
+        self.last: StepReport | None = None
+        self._phase = ("idle", time.monotonic())
         self._audit_every = audit_every
         self._overlap = overlap
         self._slowdown = slowdown
@@ -121,6 +122,20 @@ class Replica:
     def step(self) -> int:
         """Steps committed here."""
         return self.task.step
+
+    @property
+    def phase(self) -> str:
+        """What is being done: ``turn`` and ``exchange`` are waits for others."""
+        return self._phase[0]
+
+    @phase.setter
+    def phase(self, phase: str) -> None:
+        self._phase = (phase, time.monotonic())
+
+    @property
+    def phase_since_s(self) -> float:
+        """When the phase began, on the monotonic clock."""
+        return self._phase[1]
 
     @property
     def index(self) -> int:
@@ -247,13 +262,14 @@ class Replica:
         self._apply(Gradients(loss=self._tree_of(by_rank), dense=dense, sparse=sparse_total))
         self._commit()
         stopping = any(int(row[0]) & STOP for row in headers)
-        return StepReport(
+        self.last = StepReport(
             step=self.step,
             loss=float(self._tree_of(by_rank) * self._loss_scale()),
             losses=tuple(by_rank),
             stop=stopping,
             sent_bytes=exchange.sent_bytes - sent_before,
         )
+        return self.last
 
     def _loss_scale(self) -> float:
         """Mean losses of ranks are averaged, shares of a mean are summed, as gradients are."""
@@ -450,7 +466,7 @@ class Replica:
         """Become another replica: a newcomer, or one that is behind."""
         self.whole = False
         self.task.restore(step, arrays)
-        self._held = {}
+        self._held, self.last = {}, None
         self.whole = True
 
 

@@ -81,8 +81,8 @@ class Worker:
         except KilledError:
             pass
         finally:
-            self._drop()
             self._hang_up()
+            self._drop()
 
     def kill(self) -> None:
         """End a worker that is a thread: it says and does nothing more."""
@@ -105,8 +105,7 @@ class Worker:
                 self._orphaned()
                 return
             if isinstance(order, m.Ping):
-                name, since = self._current_phase()
-                self._say(m.Pong(number=order.number, phase=name, phase_s=time.monotonic() - since))
+                self._pong(order.number)
             elif isinstance(order, m.Pause):
                 self._paused_run = order.number
             elif isinstance(order, m.Abandon):
@@ -136,12 +135,13 @@ class Worker:
         if self._replica is not None:
             self._replica.phase = phase
 
-    def _current_phase(self) -> tuple[str, float]:
-        """The phase and since when; inside a step the replica knows better."""
+    def _pong(self, number: int) -> None:
+        """Say what is being done and for how long; inside a step the replica knows."""
         replica = self._replica
-        if replica is not None and replica.phase != self._phase[0]:
-            self._phase = (replica.phase, time.monotonic())
-        return self._phase
+        phase, since = self._phase
+        if replica is not None:
+            phase, since = replica.phase, replica.phase_since_s
+        self._say(m.Pong(number=number, phase=phase, phase_s=time.monotonic() - since))
 
     # Requests.
 
@@ -159,6 +159,7 @@ class Worker:
 
     def _attach(self, request: m.Attach) -> dict[str, Any]:
         self._drop()
+        self._now("attach")
         if self._as_process:
             if request.agreement is not None:
                 configure(request.agreement, request.lane)
@@ -246,12 +247,14 @@ class Worker:
     def _meet(self, meeting: m.Meeting) -> Exchange:
         replica, job = self._attached()
         generation = self._generation
+        self._now("meet")
         return Exchange(
             meeting.address,
             meeting.prefix,
             meeting.index,
             meeting.size,
-            timeout_s=job.habits.deadline_s,
+            # Whoever hangs is found by the agent; this is for the case that there is none.
+            timeout_s=4 * job.habits.deadline_s + 10,
             device=replica.task.device,
             abandoned=lambda: self._killed.is_set() or self._abandoned >= generation,
         )
@@ -260,7 +263,9 @@ class Worker:
         replica, _job = self._attached()
         replica.release()
         return m.Surveyed(
-            step=replica.step if replica.whole else None, contexts=replica.held_contexts()
+            step=replica.step if replica.whole else None,
+            contexts=replica.held_contexts(),
+            last=replica.last,
         )
 
     def _digest(self, _: m.Digest) -> dict[str, str]:

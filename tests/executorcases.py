@@ -85,9 +85,21 @@ def trained(
 
 
 def first_difference(a: Digests, b: Digests) -> tuple[int, str] | None:
-    """The first step and tensor that differ, or None."""
+    """The first step and tensor that differ or that only one has, or None."""
     for step in sorted(a.keys() | b.keys()):
         for name in sorted(a.get(step, {}).keys() | b.get(step, {}).keys()):
             if a.get(step, {}).get(name) != b.get(step, {}).get(name):
+                return step, name
+    return None
+
+
+def contradiction(found: Digests, expected: Digests) -> tuple[int, str] | None:
+    """As first_difference, but a device may have died before it told of a step it committed."""
+    last = max(expected)
+    if found.get(last) != expected[last]:
+        return first_difference({last: found.get(last, {})}, {last: expected[last]})
+    for step, told in sorted(found.items()):
+        for name, value in sorted(told.items()):
+            if expected[step].get(name) != value:
                 return step, name
     return None
