@@ -1,4 +1,4 @@
-"""The executor's commands: ``tandem devices``.
+"""The executor's commands: ``tandem devices`` and ``tandem profile``.
 
 Each handler parses, calls one function of this room, and prints.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from traces.errors import DataError
 if TYPE_CHECKING:
     from executor.devices import DeviceLane
     from executor.machine import Machine
+    from executor.profiler import Profiled
 
 _DEVICES = """examples:
   tandem devices
@@ -25,9 +28,20 @@ _DEVICES = """examples:
 """
 
 
+_PROFILE = """examples:
+  tandem profile --model tiny --batch 16 --batch 64 --out profile.json
+  tandem profile --lanes cpu-avx512,cpu-default:slowdown=2 --model dense:width=512 --batch 8 \\
+      --quick --out p.json
+
+A model is dense[:width=N][:layers=N], mlp, longer (the engine's small tasks), or LONGER at a
+preset: tiny, paper, long [:length=N]. Batches are samples of one logical worker.
+"""
+
+
 def add_commands(subparsers: Any) -> None:
     """Register this room's commands."""
     _add_devices(subparsers)
+    _add_profile(subparsers)
 
 
 def _add_devices(subparsers: Any) -> None:
@@ -54,6 +68,36 @@ def _add_devices(subparsers: Any) -> None:
     )
     devices.add_argument("--json", action="store_true", help="print as JSON")
     devices.set_defaults(run=_devices)
+
+
+def _add_profile(subparsers: Any) -> None:
+    profile = subparsers.add_parser(
+        "profile",
+        help="measure models on this machine's lanes, for policies and the simulator",
+        description="Measure models on this machine's lanes: micro-batches, switches, updates,"
+        " reduction, start, rescale, checkpoint, memory; predict steps that were held out; write a"
+        " profile.",
+        epilog=_PROFILE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    profile.add_argument("--out", required=True, metavar="FILE", help="the profile, JSON")
+    profile.add_argument(
+        "--model", action="append", required=True, metavar="MODEL", help="may be repeated"
+    )
+    profile.add_argument(
+        "--batch", action="append", type=int, required=True, metavar="N", help="may be repeated"
+    )
+    profile.add_argument(
+        "--lanes", default="auto", metavar="LANES", help="as in 'tandem devices' (auto)"
+    )
+    profile.add_argument(
+        "--level",
+        choices=["D1", "D2"],
+        help="determinism level (D1 if all lanes run the same kernels, else D2)",
+    )
+    profile.add_argument("--quick", action="store_true", help="a third of the rounds, and shorter")
+    profile.add_argument("--json", action="store_true", help="print the held-out maps as JSON")
+    profile.set_defaults(run=_profile)
 
 
 def need_torch() -> None:
@@ -83,6 +127,76 @@ def _devices(args: argparse.Namespace) -> int:
     if apart is not None:
         _say_compared(apart)
     return 0
+
+
+def _profile(args: argparse.Namespace) -> int:
+    need_torch()
+    from executor.devices import parse_lanes
+    from executor.levels import Level
+    from executor.machine import probe
+    from executor.profiler import QUICK, as_json, profile
+
+    machine = probe()
+    found = profile(
+        args.model,
+        args.batch,
+        parse_lanes(args.lanes, machine),
+        machine,
+        level=None if args.level is None else Level(args.level),
+        effort=QUICK if args.quick else None,
+        say=_say_progress,
+    )
+    found.profile.save(args.out)
+    if args.json:
+        print(json.dumps(as_json(found) | {"out": args.out}))
+    else:
+        _say_profile(found, args.out)
+    return 0
+
+
+def _say_progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr)
+
+
+def _say_profile(found: Profiled, out: str) -> None:
+    print(f"{'model':<24}{'batch':>6}  {'type':<20}{'micro-batch':>14}{'95 %':>22}{'memory':>12}")
+    for name, model in found.profile.models.items():
+        for batch, row in model.microbatch_s.items():
+            for gpu_type, seconds in row.items():
+                low, high = model.interval_s[batch][gpu_type]
+                memory = model.memory_mib[batch][gpu_type]
+                between = f"{1e3 * low:,.3f} to {1e3 * high:,.3f}"
+                print(f"{name:<24}{batch:>6}  {gpu_type:<20}{1e3 * seconds:>11,.3f} ms", end="")
+                print(f"{between:>22}{memory:>8,.0f} MiB")
+    print()
+    for name, model in found.profile.models.items():
+        for gpu_type, seconds in model.switch_s.items():
+            update = 1e3 * model.update_s[gpu_type]
+            print(f"{name} on {gpu_type}: switch {1e3 * seconds:.3f} ms, update {update:.3f} ms")
+        parts = [("start", model.start_s), ("rescale", model.rescale_s)]
+        parts.append(("checkpoint", model.checkpoint_s))
+        said = ", ".join(f"{what} {1e3 * s:.1f} ms" for what, s in parts if s is not None)
+        print(f"{name}: {said}")
+    for devices, cost in found.profile.reduce.by_devices.items():
+        rate = (
+            "" if math.isinf(cost.bytes_per_s) else f" + bytes / {cost.bytes_per_s / 1e6:,.0f} MB/s"
+        )
+        print(f"reduction over {devices}: {1e3 * cost.latency_s:.3f} ms{rate}")
+    _say_held_out(found, out)
+
+
+def _say_held_out(found: Profiled, out: str) -> None:
+    print()
+    for one in found.held_out:
+        layout = " ".join(f"{gpu_type}:{n}" for gpu_type, n in one.layout)
+        print(f"held out: {one.model} on {layout}: {1e3 * one.measured_s:.2f} ms", end=", ")
+        print(f"predicted {1e3 * one.predicted_s:.2f} ms ({one.error:+.1%})")
+    error = found.profile.prediction_error
+    assert error is not None
+    print(f"at {found.level.value}; mean error {error.mean_share:.1%}", end=" ")
+    print(f"over {error.cases} worker maps, {error.max_share:.1%} at most")
+    print(f"profile: {out}")
 
 
 def _compared(lanes: Sequence[DeviceLane], level: str) -> Mapping[str, Any]:

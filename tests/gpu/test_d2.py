@@ -14,7 +14,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,9 @@ from executor.levels import Level, agree
 from executor.machine import probe
 from executor.operators import OPERATORS, digests, inputs, results
 from executor.scan import uncovered
-from models.data.generator import Generator, GeneratorConfig
-from models.train.config import TrainConfig, build
+from models.train.config import build
 from models.train.step import State, train_step
+from tests.gpucases import CONFIG, DATA
 
 pytestmark = [
     pytest.mark.gpu,
@@ -249,16 +248,13 @@ def test_an_embeddings_gradient_adds_rows_in_their_order() -> None:
 
 
 def longer_state(device: str) -> State:
-    config = TrainConfig()
-    config = replace(config, model=replace(config.model, dropout=0.1))
-    return config.state(build(config, 0).to(device), 0, device=device)
+    return CONFIG.state(build(CONFIG, 0).to(device), 0, device=device)
 
 
 def longer_step(state: State, device: str) -> float:
-    data = Generator(GeneratorConfig(length=64, num_cross=2), 0)
-    first = 64 * state.step
-    halves = [range(first, first + 32), range(first + 32, first + 64)]
-    return train_step(state, [data.batch(half).to(device) for half in halves])
+    first = 24 * state.step
+    thirds = [range(first + 8 * rank, first + 8 * rank + 8) for rank in range(3)]
+    return train_step(state, [DATA.batch(third).to(device) for third in thirds])
 
 
 def longer_steps(device: str, steps: int = 2) -> tuple[list[float], list[Tensor]]:
@@ -278,7 +274,7 @@ def test_longer_trains_at_d2_with_bits_that_repeat() -> None:
     assert uncovered(lambda: longer_step(state, "cuda:0"), on_gpu=True) == {}
 
 
-def test_a_process_can_be_set_to_each_level(repo: Path) -> None:
+def test_a_process_can_be_set_to_each_level() -> None:
     machine = probe()
     (lane,) = parse_lanes("cuda:0", machine)
     found = compare([lane], Level.D2)
@@ -293,7 +289,7 @@ def test_a_process_can_be_set_to_each_level(repo: Path) -> None:
         agreement = agree(level, [lane])
         done = subprocess.run(
             [sys.executable, "-c", code, json.dumps([agreement.to_json(), lane.to_json()])],
-            cwd=repo,
+            cwd=Path(__file__).resolve().parent.parent.parent,
             env=os.environ | agreement.environ(lane),
             capture_output=True,
             text=True,

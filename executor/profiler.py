@@ -1,0 +1,392 @@
+"""``tandem profile``: measure a machine's lanes, and say how well the rate model predicts them.
+
+For every lane type a process of its own measures each model's micro-batch, update and switch
+(``executor.measure``); real jobs of the engine measure whole steps on worker maps, and start,
+rescale and checkpoint (``executor.trials``). What is left of a step when micro-batches, switches
+and the update are taken away is the reduction, on one device too (there it is the engine's own
+work). Its cost over K devices is a line through two sizes of gradient. The rows of sparse tables
+are exchanged too, and sorted and merged; a model that has some is given, in place of the bytes of
+its dense gradient, as many as would take as long.
+
+At last the finished profile predicts the steps of *held-out* worker maps, which were not used for
+it: uneven ones, and mixed types where the level admits them. Their relative errors are in the file.
+
+All of it takes turns, in short rounds, so that a machine that is busy for a while is busy for all;
+and what is reported is the first decile, because other work on a machine only adds time. The
+whole is at one determinism level, since a level may choose other kernels: at D1 every type for
+itself, at D2 with the kernels that all lanes have in common. Intervals are 95 % bootstrap
+percentiles (Efron 1979) of the decile, 1,000 draws.
+
+Leaves out: lanes that share a core (they are measured alone, and not used at once), links between
+machines, and contention of jobs with each other.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from executor.alone import Alone
+from executor.devices import DeviceLane
+from executor.fingerprint import fingerprint
+from executor.levels import Agreement, Level, agree
+from executor.machine import Machine
+from executor.measure import Samples
+from executor.pool import Place
+from executor.presets import model_task
+from executor.trials import Costs, Trials, apart
+from policies.rates import step_time_of
+from traces.errors import UsageError
+from traces.profile import ModelProfile, PredictionError, Profile, ReduceCost, Transfer
+from traces.workermap import WorkerMap
+
+_REDUCED = ("dense:width=64", "dense:width=512")  # two sizes of gradient, hardly any work
+_MOST_DEVICES = 4
+_QUIET = 10
+
+Case = tuple[str, int]
+"""A model and a batch size per logical worker."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How long to measure: rounds; in each, seconds a case and steps a worker map."""
+
+    rounds: int = 12
+    seconds: float = 0.5
+    steps: int = 16
+
+
+QUICK = Effort(rounds=4, seconds=0.2, steps=8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """A worker map that was predicted: measured and predicted seconds of a step."""
+
+    model: str
+    batch: int
+    layout: tuple[tuple[str, int], ...]
+    measured_s: float
+    predicted_s: float
+
+    @property
+    def error(self) -> float:
+        """Relative error of the prediction."""
+        return self.predicted_s / self.measured_s - 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profiled:
+    """The profile, and the held-out maps behind its prediction error."""
+
+    profile: Profile
+    held_out: tuple[HeldOut, ...]
+    level: Level
+
+
+@dataclass(slots=True)
+class _Group:
+    """Lanes that one job may have together at a level, and what was measured on them.
+
+    ``alone``: by GPU type and case; ``steps``: by case and worker map, seconds.
+    """
+
+    lanes: Sequence[DeviceLane]
+    agreement: Agreement
+    alone: dict[str, dict[Case, Samples]] = field(default_factory=dict)
+    steps: dict[tuple[Case, WorkerMap], list[float]] = field(default_factory=dict)
+
+
+def profile(
+    models: Sequence[str],
+    batches: Sequence[int],
+    lanes: Sequence[DeviceLane],
+    machine: Machine,
+    *,
+    level: Level | None = None,
+    effort: Effort | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Profiled:
+    """Measure models at batch sizes (per logical worker) on lanes; takes minutes, quick less.
+
+    ``level`` None: D1 if all lanes run the same kernels, else D2. Raises UsageError for models that
+    are not known and for a level that the lanes do not have, DataError if a process fails.
+    """
+    effort = Effort() if effort is None else effort
+    if not models or not batches or not lanes:
+        raise UsageError("a profile needs at least one model, one batch size and one lane")
+    for model in models:
+        model_task(model, min(batches), 1)
+    if level is None:
+        level = Level.D1 if len({lane.kernels for lane in lanes}) == 1 else Level.D2
+    began = time.monotonic()
+    cases = [(model, batch) for model in models for batch in sorted(set(batches))]
+    groups = _groups(lanes, level)
+    costs: dict[str, Costs] = {}
+    with ExitStack() as stack:
+        trials = [stack.enter_context(Trials(g.lanes, g.agreement)) for g in groups]
+        alone = [
+            (group, stack.enter_context(Alone(lane, group.agreement, asked, effort.seconds)))
+            for number, group in enumerate(groups)
+            for lane, asked in _asked(group, cases, first=number == 0)
+        ]
+        for number in range(effort.rounds):
+            say(f"round {number + 1} of {effort.rounds}")
+            for group, process in alone:
+                _join(group.alone.setdefault(process.lane.gpu_type, {}), process.round())
+            for number_of_group, group in enumerate(groups):
+                _steps(group, trials[number_of_group], cases, number_of_group == 0, effort)
+        for model in models:
+            say(f"start, rescale and checkpoint of {model}")
+            costs[model] = _costs(groups, trials, model, min(batches), effort)
+    profile = _assembled(groups, cases, costs, machine, level, time.monotonic() - began)
+    held = tuple(_predicted(profile, one) for group in groups for one in _held_out(group, cases))
+    return Profiled(profile=_with_error(profile, held), held_out=held, level=level)
+
+
+def _groups(lanes: Sequence[DeviceLane], level: Level) -> list[_Group]:
+    if level is Level.D2:
+        return [_Group(lanes, agree(level, lanes))]
+    kinds = dict.fromkeys(lane.kernels for lane in lanes)
+    together = [[lane for lane in lanes if lane.kernels == kind] for kind in kinds]
+    return [_Group(some, agree(level, some)) for some in together]
+
+
+def _asked(
+    group: _Group, cases: Sequence[Case], *, first: bool
+) -> list[tuple[DeviceLane, Sequence[Case]]]:
+    """One lane of each type with what it is to measure; the first of all the reduction's too."""
+    by_type = {lane.gpu_type: lane for lane in reversed(group.lanes)}
+    lanes = list(dict.fromkeys(by_type[lane.gpu_type] for lane in group.lanes))
+    extra = [(model, 1) for model in _REDUCED] if first else []
+    return [(lane, [*cases, *(extra if lane is lanes[0] else [])]) for lane in lanes]
+
+
+def _join(before: dict[Case, Samples], found: Mapping[Case, Samples]) -> None:
+    for case, samples in found.items():
+        before[case] = before[case].joined(samples) if case in before else samples
+
+
+def _steps(
+    group: _Group, trials: Trials, cases: Sequence[Case], first: bool, effort: Effort
+) -> None:
+    """A round of steps on every worker map: the reduction's, and those that are held out."""
+    asked = [(case, one) for case in _smallest(cases) for one in _held_out_maps(group)]
+    if first:
+        even = _even_maps(group.lanes)
+        asked += [((model, 1), one) for model in _REDUCED for one in even]
+        alone = group.alone[group.lanes[0].gpu_type]
+        asked += [(case, even[-1]) for case in _smallest(cases) if alone[case].has_tables]
+    for case, one in asked:
+        times = trials.step_s(*case, one, steps=effort.steps)
+        group.steps.setdefault((case, one), []).extend(times)
+
+
+def _smallest(cases: Sequence[Case]) -> list[Case]:
+    """Every model at its smallest batch size."""
+    return list({model: (model, batch) for model, batch in reversed(cases)}.values())[::-1]
+
+
+def _even_maps(lanes: Sequence[DeviceLane]) -> list[WorkerMap]:
+    """One logical worker on each of 1, 2, ... lanes of the first one's type."""
+    places = [p for p in apart(lanes) if lanes[p[1]].gpu_type == lanes[0].gpu_type]
+    counts = range(1, min(len(places), _MOST_DEVICES) + 1)
+    return [WorkerMap.of(places[:k], [1] * k) for k in counts]
+
+
+def _reduction(group: _Group) -> ReduceCost:
+    """Seconds of a reduction over 1, 2, ... devices of the first lane's type, by bytes."""
+    alone = group.alone[group.lanes[0].gpu_type]
+    sizes = [alone[model, 1].gradient_bytes for model in _REDUCED]
+    by_devices: dict[int, Transfer] = {}
+    for one in _even_maps(group.lanes):
+        rest = []
+        for model in _REDUCED:
+            own = quiet(alone[model, 1].micro_s) + quiet(alone[model, 1].update_s)
+            rest.append(max(0.0, quiet(group.steps[(model, 1), one]) - own))
+        by_devices[len(one.gpus)] = line(sizes[0], rest[0], sizes[1], rest[1])
+    return ReduceCost(by_devices=by_devices)
+
+
+def _effective_bytes(group: _Group, case: Case, reduce: ReduceCost) -> float:
+    """Bytes whose reduction would take as long as that of the model, its sparse rows included."""
+    alone = group.alone[group.lanes[0].gpu_type][case]
+    one = _even_maps(group.lanes)[-1]
+    cost = reduce.by_devices[len(one.gpus)]
+    if not alone.has_tables or len(one.gpus) == 1 or not math.isfinite(cost.bytes_per_s):
+        return float(alone.gradient_bytes)
+    rest = quiet(group.steps[case, one]) - quiet(alone.micro_s) - quiet(alone.update_s)
+    return max(float(alone.gradient_bytes), (rest - cost.latency_s) * cost.bytes_per_s)
+
+
+def line(small_bytes: float, small_s: float, large_bytes: float, large_s: float) -> Transfer:
+    """Return latency and rate of a reduction from two sizes; bytes that cost nothing are free."""
+    if large_s <= small_s:
+        return Transfer((small_s + large_s) / 2, float("inf"))
+    bytes_per_s = (large_bytes - small_bytes) / (large_s - small_s)
+    return Transfer(max(0.0, small_s - small_bytes / bytes_per_s), bytes_per_s)
+
+
+def _costs(
+    groups: Sequence[_Group], trials: Sequence[Trials], model: str, batch: int, effort: Effort
+) -> Costs:
+    """Costs of a model, on the first group of lanes that has two to move between."""
+    several = [i for i, group in enumerate(groups) if len(apart(group.lanes)) > 1]
+    number = several[0] if several else 0
+    places = apart(groups[number].lanes)
+    maps = [WorkerMap.of(places[:1], [2])]
+    if several:
+        maps.append(WorkerMap.of(places[:2], [1, 1]))
+    repeats = max(2, effort.rounds // 2)
+    return trials[number].costs(model, batch, maps, repeats=repeats)
+
+
+def _held_out_maps(group: _Group) -> list[WorkerMap]:
+    return held_out_maps(apart(group.lanes), [lane.gpu_type for lane in group.lanes])
+
+
+def held_out_maps(places: Sequence[Place], types: Sequence[str]) -> list[WorkerMap]:
+    """Return maps of four logical workers that are used for nothing but to check predictions.
+
+    On one device; uneven over two of each pair of types, the more on either; over three.
+    """
+    maps = [WorkerMap.of(places[:1], [4])]
+    pairs: dict[frozenset[str], tuple[Place, Place]] = {}
+    for i, first in enumerate(places):
+        for second in places[i + 1 :]:
+            pairs.setdefault(frozenset((types[first[1]], types[second[1]])), (first, second))
+    for pair in pairs.values():
+        maps += [WorkerMap.of(pair, [3, 1]), WorkerMap.of(pair, [1, 3])]
+    if len(places) > 2:
+        maps.append(WorkerMap.of(places[:3], [2, 1, 1]))
+    return maps
+
+
+def _held_out(group: _Group, cases: Sequence[Case]) -> list[HeldOut]:
+    types = [lane.gpu_type for lane in group.lanes]
+    return [
+        HeldOut(
+            model=case[0],
+            batch=case[1],
+            layout=tuple((types[gpu[1]], n) for gpu, n in zip(one.gpus, one.counts, strict=True)),
+            measured_s=quiet(group.steps[case, one]),
+            predicted_s=0.0,
+        )
+        for case in _smallest(cases)
+        for one in _held_out_maps(group)
+    ]
+
+
+def _predicted(profile: Profile, one: HeldOut) -> HeldOut:
+    rates = profile.rates(one.model, one.batch)
+    return replace(one, predicted_s=step_time_of(rates, one.layout).total_s)
+
+
+def _with_error(profile: Profile, held: Sequence[HeldOut]) -> Profile:
+    errors = [abs(one.error) for one in held]
+    found = PredictionError(
+        cases=len(errors), mean_share=statistics.fmean(errors), max_share=max(errors)
+    )
+    return replace(profile, prediction_error=found)
+
+
+def _assembled(
+    groups: Sequence[_Group],
+    cases: Sequence[Case],
+    costs: Mapping[str, Costs],
+    machine: Machine,
+    level: Level,
+    seconds: float,
+) -> Profile:
+    types = [gpu_type for group in groups for gpu_type in group.alone]
+    reduce = _reduction(groups[0])
+    size = {case[0]: _effective_bytes(groups[0], case, reduce) for case in _smallest(cases)}
+    return Profile(
+        models={model: _model(model, groups, costs[model], size[model]) for model in costs},
+        origin="measured",
+        reduce=reduce,
+        machine=fingerprint(machine),
+        source=f"tandem profile on lanes of {', '.join(types)}",
+        notes=(
+            f"measured at level {level.value} in {seconds:.0f} s",
+            "times are first deciles; start_s is that of warm workers;"
+            " rescale_s is the pause between two steps",
+            "gradient_bytes of a model with sparse tables are effective: they count its rows too",
+        ),
+    )
+
+
+def _model(
+    model: str, groups: Sequence[_Group], costs: Costs, gradient_bytes: float
+) -> ModelProfile:
+    micro: dict[int, dict[str, float]] = {}
+    interval: dict[int, dict[str, tuple[float, float]]] = {}
+    memory: dict[int, dict[str, float]] = {}
+    switch: dict[str, float] = {}
+    update: dict[str, float] = {}
+    for gpu_type, alone in [pair for group in groups for pair in group.alone.items()]:
+        for (name, batch), samples in alone.items():
+            if name != model:
+                continue
+            micro.setdefault(batch, {})[gpu_type] = quiet(samples.micro_s)
+            interval.setdefault(batch, {})[gpu_type] = quiet_interval(samples.micro_s)
+            memory.setdefault(batch, {})[gpu_type] = float(samples.memory_mib)
+            switch.setdefault(gpu_type, switch_s(samples))
+            update.setdefault(gpu_type, quiet(samples.update_s))
+    return ModelProfile(
+        microbatch_s=micro,
+        interval_s=interval,
+        memory_mib=memory,
+        switch_s=switch,
+        update_s=update,
+        gradient_bytes=gradient_bytes,
+        start_s=costs.start_s,
+        rescale_s=costs.rescale_s if costs.rescales else None,
+        checkpoint_s=costs.checkpoint_s,
+    )
+
+
+def quiet(values: Sequence[float]) -> float:
+    """Return the first decile: what a thing takes when little else goes on."""
+    return float(np.percentile(values, _QUIET))
+
+
+def quiet_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the first decile."""
+    generator = np.random.default_rng(0)
+    drawn = generator.choice(np.asarray(values), size=(1000, len(values)))
+    low, high = np.percentile(np.percentile(drawn, _QUIET, axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def switch_s(samples: Samples) -> float:
+    """Return what a step gains per logical worker, less a micro-batch; never below 0."""
+    counts = sorted(samples.steps_s)
+    times = [quiet(samples.steps_s[n]) for n in counts]
+    slope = float(np.polyfit(counts, times, 1)[0])
+    return max(0.0, slope - quiet(samples.micro_s))
+
+
+def as_json(profiled: Profiled) -> dict[str, Any]:
+    """Return the held-out maps and their errors as JSON values."""
+    return {
+        "level": profiled.level.value,
+        "held_out": [
+            {
+                "model": one.model,
+                "batch": one.batch,
+                "layout": [list(part) for part in one.layout],
+                "measured_s": one.measured_s,
+                "predicted_s": one.predicted_s,
+            }
+            for one in profiled.held_out
+        ],
+    }
