@@ -43,20 +43,28 @@ HALF = Execution(half=PARTS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """How much to measure: lengths with their events of a step, the other sections', turns."""
+    """How much to measure: samples by length; events, length and turns of the other sections."""
 
-    lengths: tuple[int, ...]
-    lengths_events: int
+    lengths: dict[int, int]
     events: int
     length: int
     repeats: int
     profile_lines: int = 15
 
 
-LENGTHS = (128, 512, 2_000, 5_000, 10_000)
-CPU = Scale(lengths=LENGTHS, lengths_events=16_000, events=32_000, length=2_000, repeats=5)
-CUDA = Scale(lengths=LENGTHS, lengths_events=131_072, events=262_144, length=2_000, repeats=5)
-SMOKE = Scale(lengths=(16, 32), lengths_events=64, events=64, length=32, repeats=2, profile_lines=3)
+CPU = Scale(
+    lengths={128: 125, 512: 31, 2_000: 8, 5_000: 3, 10_000: 1},
+    events=32_000,
+    length=2_000,
+    repeats=5,
+)
+CUDA = Scale(
+    lengths={128: 8192, 512: 2048, 2_000: 512, 5_000: 104, 10_000: 26},
+    events=1_048_576,
+    length=2_000,
+    repeats=5,
+)
+SMOKE = Scale(lengths={16: 4, 32: 2}, events=64, length=32, repeats=2, profile_lines=3)
 
 
 class Bench:
@@ -106,12 +114,12 @@ class Bench:
         """LONGER and the Transformer side by side, over the lengths."""
         table: dict[str, Any] = {}
         for precision, execution in self.precisions.items():
-            for length in self.scale.lengths:
+            for length, batch in self.scale.lengths.items():
                 base = Workload(
                     network="transformer",
                     model=replace(PAPER, max_length=length),
                     execution=execution,
-                    batch=max(1, self.scale.lengths_events // length),
+                    batch=batch,
                 )
                 found = self.costs({"transformer": base, "longer": replace(base, network="longer")})
                 table[f"{precision}, {length}"] = {

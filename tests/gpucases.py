@@ -58,9 +58,12 @@ def network_on_device(
 def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
     """Whether two lists of tensors hold the same bits, wherever they lie."""
     return len(a) == len(b) and all(
-        x.dtype == y.dtype
-        and x.shape == y.shape
-        and x.detach().cpu().contiguous().numpy().tobytes()
-        == y.detach().cpu().contiguous().numpy().tobytes()
+        x.dtype == y.dtype and x.shape == y.shape and _bytes(x) == _bytes(y)
         for x, y in zip(a, b, strict=True)
     )
+
+
+def _bytes(x: Tensor) -> bytes:
+    here = x.detach().cpu().contiguous()
+    # NumPy has no bfloat16.
+    return (here.view(torch.int16) if here.dtype == torch.bfloat16 else here).numpy().tobytes()

@@ -14,7 +14,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from models.bench.workload import Prepared, strictly
+from models.bench.workload import Prepared
+from models.device import deterministic
 from models.longer.network import loss
 
 PHASES = ("lookup", "forward", "backward", "sparse_update", "dense_update")
@@ -46,7 +47,7 @@ def phases(
         return clock()
 
     best = dict.fromkeys(PHASES, float("inf"))
-    with strictly(device, prepared.workload.strict):
+    with deterministic(device, strict=prepared.workload.strict):
         for number in range(repeats + 1):
             lookup = _Timed(prepared, now)
             times = [now()]

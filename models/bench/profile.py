@@ -42,14 +42,14 @@ def profiled(call: Callable[[], None], device: torch.device, *, steps: int = 3) 
     for _ in range(steps):
         call()
     seconds = time.perf_counter() - began
-    with profile(activities=wanted) as found:
+    with profile(activities=wanted, acc_events=True) as found:
         for _ in range(steps):
             call()
     rows = []
     for event in found.key_averages():
         on_device = str(event.device_type).endswith("CUDA")
         # Ranges that a program names are shown on the device's timeline too, around its kernels.
-        if on_device != cuda or (cuda and event.is_user_annotation):
+        if on_device != cuda or (cuda and getattr(event, "is_user_annotation", False)):
             continue
         own = event.self_device_time_total if cuda else event.self_cpu_time_total
         if own > 0:

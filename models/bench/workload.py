@@ -11,9 +11,7 @@ Leaves out: reading and collating real data; the batch is made before the clock 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +22,7 @@ from models.batch import Batch
 from models.config import PAPER, LongerConfig
 from models.data.collate import checked_indices, collate, ranges
 from models.data.philox import Stream, below, check_seed, unit, words
+from models.device import deterministic
 from models.errors import ModelError
 from models.longer.execution import Execution
 from models.sparse.optimizer import RowAdam
@@ -162,7 +161,7 @@ class Prepared:
 
     def step(self) -> None:
         """Do one training step: look-ups, forward, backward, both updates."""
-        with strictly(self.device, self.workload.strict):
+        with deterministic(self.device, strict=self.workload.strict):
             train_step(self.state, [self.batch])
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
@@ -175,17 +174,3 @@ class Prepared:
         return dense + sum(
             4 * t.num_rows * (t.dim + t.optimizer.state_width(t.dim)) for t in tables
         )
-
-
-@contextmanager
-def strictly(device: torch.device, strict: bool) -> Iterator[None]:
-    """Torch's deterministic algorithms, as a run of ``models.train.trainer`` has them, or not."""
-    if device.type == "cuda":
-        # cuBLAS reads it when it is first used; torch refuses deterministic products without it.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.get_deterministic_debug_mode()
-    torch.set_deterministic_debug_mode("error" if strict else "default")
-    try:
-        yield
-    finally:
-        torch.set_deterministic_debug_mode(before)

@@ -29,9 +29,6 @@ from torch.autograd.function import once_differentiable
 
 from models.errors import ModelError
 
-_ROWS_IN_CACHE = 8192
-"""On a CPU, rows that are worked on at once: a megabyte of them at a width of 32."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SparseGradient:
@@ -155,30 +152,39 @@ def occurrence_sums(values_ND: Tensor, index: Unique) -> Tensor:  # noqa: N803
     """Sum the rows of each id along the binary tree over its occurrences: (N, D) to (U, D).
 
     The bits of ``tree_sum`` over (group, ordinal), sooner: occurrences are numbered without gaps,
-    so ids whose trees are equally high are summed together, each level one addition of whole
-    tensors. Absent occurrences are -0.0, which added to anything changes no bit of it.
+    so an id's tree is a stretch of a power of two rows, and each level of all trees is one addition
+    of whole tensors. Occurrences that are absent are -0.0, which added to anything changes no bit.
     """
     counts = index.counts
     starts = torch.cumsum(counts, 0) - counts
     height = torch.frexp((counts - 1).double()).exponent  # exact: the bits of counts - 1
     by_height = torch.argsort(height, stable=True)
-    sums = values_ND.new_empty((len(counts), values_ND.shape[1]))
-    at_once = _ROWS_IN_CACHE if values_ND.device.type == "cpu" else 2 * len(index.order)
-    done = 0
-    for level, ids in enumerate(torch.bincount(height).tolist()):
-        slot = torch.arange(1 << level, device=counts.device)
-        for group in torch.split(by_height[done : done + ids], max(1, at_once >> level)):
-            start = starts[group].unsqueeze(1)
-            there = slot < counts[group].unsqueeze(1)
-            rows = index.order[torch.where(there, start + slot, start)].flatten()
-            block = values_ND.index_select(0, rows)
-            if level > 1:  # a pair is always whole
-                block.index_fill_(0, (~there).flatten().nonzero().squeeze(1), -0.0)
-            for _ in range(level):
-                block = block[0::2].add_(block[1::2])
-            sums[done : done + len(group)] = block
-            done += len(group)
-    return sums.index_select(0, torch.argsort(by_height))
+    ids = torch.bincount(height).tolist()  # how many trees of each height
+    rows, absent = _stretches(
+        starts[by_height],
+        counts[by_height],
+        height[by_height],
+        sum(count << level for level, count in enumerate(ids)),
+    )
+    block = values_ND.index_select(0, index.order[rows]).index_fill_(0, absent, -0.0)
+    sums = []
+    for closed in ids:
+        sums.append(block[:closed])
+        block = block[closed:]
+        block = block[0::2].add_(block[1::2])
+    return torch.cat(sums).index_select(0, torch.argsort(by_height)) if sums else values_ND
+
+
+def _stretches(start: Tensor, count: Tensor, height: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """Give each of some ids 2^height rows: return their places in id order, and which are absent.
+
+    An absent one's place is its id's first.
+    """
+    width = torch.ones_like(start) << height
+    owner = torch.repeat_interleave(width, output_size=total)
+    slot = torch.arange(total, device=start.device) - (torch.cumsum(width, 0) - width)[owner]
+    absent = slot >= count[owner]
+    return start[owner] + slot.masked_fill_(absent, 0), absent.nonzero().squeeze(1)
 
 
 def gather(rows_UD: Tensor, index: Unique) -> Tensor:  # noqa: N803
@@ -259,6 +265,9 @@ def joined(parts: Sequence[SparseGradient]) -> SparseGradient:
     """
     if not parts:
         raise ModelError("no partial sums to join", expected="at least one part")
+    if len(parts) == 1:  # nothing to put together: the same tensors go on
+        (one,) = parts
+        return accumulate(one.ids, one.grads, one.order_key, sightings=one.sightings)
     return accumulate(
         torch.cat([p.ids for p in parts]),
         torch.cat([p.grads for p in parts]),

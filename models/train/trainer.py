@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +28,7 @@ from torch import nn
 from models.batch import Batch
 from models.data.collate import Samples
 from models.data.sampler import Sampler
+from models.device import deterministic
 from models.errors import ModelError
 from models.longer.flops import mfu
 from models.train.config import TrainConfig, build, count
@@ -159,7 +158,7 @@ def train(
             expected=f"{needed}: those trained on and those held out",
         )
     _check_folder(out, resume)
-    with _deterministic(torch.device(device)):
+    with deterministic(torch.device(device)):
         state = config.state(make(config, seed).to(device), seed, device=device)
         run = _Run(config, data, state, steps, out, make, flops, habits, torch.device(device))
         run.begin(resume)
@@ -361,18 +360,3 @@ def _check_folder(out: Path, resume: bool) -> None:
         raise ModelError(
             "is there already", where=out, expected="a new or empty folder, or resuming"
         )
-
-
-@contextmanager
-def _deterministic(device: torch.device) -> Iterator[None]:
-    """Switch torch's deterministic algorithms on, and back to what they were."""
-    if device.type == "cuda":
-        # Read when cuBLAS is first used; without it, torch refuses deterministic products.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.get_deterministic_debug_mode()
-    # Sets the same switch as use_deterministic_algorithms, without importing torch's compiler.
-    torch.set_deterministic_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.set_deterministic_debug_mode(before)

@@ -21,6 +21,7 @@ from models.sparse import (
     publish,
     save_tables,
 )
+from models.sparse.optimizer import mean_square, root
 from tests.gpucases import DEVICE, GPU, same_bits
 
 pytestmark = GPU
@@ -61,6 +62,37 @@ def contents(tables: TableSet) -> list[Tensor]:
     """All that training changes."""
     saved = tables.table("item").state()
     return [saved.ids, saved.count, saved.last_step, saved.records]
+
+
+@pytest.mark.parametrize("shape", [(100_003, 1), (3001, 12), (3001, 32)])
+def test_each_operation_rounds_as_on_the_cpu(shape: tuple[int, int]) -> None:
+    draw = torch.Generator().manual_seed(2)
+    a, b = torch.randn(shape, generator=draw), torch.rand(shape, generator=draw) + 0.1
+    column = b[:, :1].clone()
+
+    def results(a: Tensor, b: Tensor, column: Tensor) -> list[Tensor]:
+        return [
+            a + b,
+            a - b,
+            a * b,
+            a * 0.05,
+            a / b,
+            a / column,
+            column + 1e-8,
+            1 - column,
+            root(column),
+            mean_square(a),
+            mean_square(a[:, :1]) / torch.full_like(column[:1], 7),
+        ]
+
+    there = results(*(x.to(DEVICE) for x in (a, b, column)))
+    here = results(a, b, column)
+    differing = [
+        i
+        for i, pair in enumerate(zip(there, here, strict=True))
+        if not same_bits([pair[0]], [pair[1]])
+    ]
+    assert differing == []
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -104,4 +104,4 @@ def test_the_device_learns_what_the_cpu_does() -> None:
         first = number * config.global_batch
         ranks = np.array_split(np.arange(first, first + config.global_batch) % 160, config.ranks)
         here.append(train_step(cpu, [DATA.batch(rank) for rank in ranks]))
-    assert there == pytest.approx(here, rel=1e-4)
+    assert there == pytest.approx(here, rel=1e-3)
