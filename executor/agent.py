@@ -164,7 +164,7 @@ class Agent:
 
     def settle(self, job_id: str, *, timeout_s: float = 120.0) -> list[e.Event]:
         """Poll until a job stands still as it is wanted to, or is over; return the events."""
-        job = self._job(job_id)
+        job = self.jobs.get(job_id) or self._job(job_id)
         seen: list[e.Event] = []
         end = time.monotonic() + timeout_s
         while not job.standing:

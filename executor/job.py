@@ -567,6 +567,8 @@ class Job:
         if self._failure is not None:
             yield from self._leave(None)
             return
+        if self._order is None and self.spec.resume:
+            self._order = self._saved_order()
         survey: dict[Handle, m.Request] = {h: m.Survey() for h in self.members.values()}
         found = yield survey | self._missing(wanted)
         if self._blamed:
@@ -648,6 +650,14 @@ class Job:
                     continue
                 return _Target(step=held.step, contexts=held.contexts, path=str(path))
         return _Target(step=0, contexts=None)
+
+    def _saved_order(self) -> Any:
+        """The order of reduction of the checkpoint that is resumed, which is the job's for life."""
+        folder = self.spec.habits.folder
+        steps = files.checkpoints(folder) if folder is not None else []
+        if folder is None or not steps:
+            return None
+        return files.read(files.path_of(folder, steps[-1])).identity["order"]
 
     def _write(self, target: _Target) -> Script:
         """Save, if there is something to save and somewhere to save it."""

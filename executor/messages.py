@@ -7,11 +7,13 @@ to a generation carries its number, so that old news can be told from new.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from executor.devices import DeviceLane
+from executor.errors import ExecutorError
 from executor.faults import Fault
 from executor.levels import Agreement
 from executor.replica import StepReport
@@ -26,7 +28,8 @@ class Habits:
     ``digest_every``: every so many steps each device reports digests of all state; 0 never.
     ``audit_every``: how often replicas compare checksums; 0 never. ``deadline_s``: a device whose
     own part of a step takes longer is taken for hung. ``overlap``: exchange during backward.
-    ``fetch_ahead``: batches per logical worker that are fetched before they are asked for.
+    ``fetch_ahead``: batches per logical worker that are fetched before they are asked for. Raises
+    ExecutorError for numbers out of range.
     """
 
     folder: str | None = None
@@ -37,6 +40,27 @@ class Habits:
     deadline_s: float = 60.0
     overlap: bool = True
     fetch_ahead: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            *(("checkpoint_every", 0), ("keep", 1), ("digest_every", 0)),
+            *(("audit_every", 0), ("fetch_ahead", 0)),
+        ):
+            if getattr(self, name) < least:
+                raise ExecutorError(
+                    "bad number",
+                    where=name,
+                    value=getattr(self, name),
+                    expected=f"{least} or more",
+                )
+        if not 0 < self.deadline_s < math.inf:
+            raise ExecutorError(
+                "bad number", where="deadline_s", value=self.deadline_s, expected="more than 0"
+            )
+        if self.checkpoint_every and self.folder is None:
+            raise ExecutorError(
+                "checkpoints need a place", where="checkpoint_every", expected="a folder"
+            )
 
 
 # Requests: the agent to a worker.

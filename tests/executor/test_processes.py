@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from executor import events as e
 from executor.agent import Agent
+from executor.checkpoint import checkpoints
+from executor.faults import Fault
 from executor.pool import WorkerPool
-from tests.executorcases import LANES, digests_of, first_difference, job, on, trained
+from tests.executorcases import (
+    LANES,
+    contradiction,
+    digests_of,
+    first_difference,
+    job,
+    on,
+    trained,
+)
 
 
 def alive(pids: Iterable[int]) -> list[int]:
@@ -65,3 +79,57 @@ def test_processes_and_threads_have_the_same_bits_and_leave_nobody_behind(
     assert not children() - before
     rescaled = [event for event in events if isinstance(event, e.Rescaled)]
     assert [event.worker_map for event in rescaled] == [m for _, m in schedule[1:]]
+
+
+def test_a_killed_agent_leaves_nobody_and_a_new_one_resumes(
+    agent: Agent, repo: Path, tmp_path: Path
+) -> None:
+    alone = subprocess.Popen(
+        [sys.executable, "-m", "tests.agentalone", str(tmp_path)],
+        cwd=repo,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert alone.stdout is not None
+    try:
+        pids = [int(pid) for pid in alone.stdout.readline().split()]
+        assert len(pids) == 3  # two workers and their zygote
+        os.kill(pids[0], signal.SIGSTOP)  # it cannot even notice that its pipe has ended
+    finally:
+        alone.kill()
+        alone.wait()
+        alone.stdout.close()
+    end = time.monotonic() + 5
+    while alive(pids) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not alive(pids)
+    last = checkpoints(tmp_path)[-1]
+    spec = job("mlp", 3, last + 2, folder=str(tmp_path), resume=True)
+    found = digests_of(trained(agent, replace(spec, steps=10**6), [(last + 2, on(1, 1, 1))]))
+    agent.stop("job", checkpoint=False)
+    agent.settle("job")
+    whole = job("mlp", 3, last + 2, job_id="whole")
+    expected = digests_of(trained(agent, whole, [(last + 2, on(3))]))
+    assert found == {step: expected[step] for step in (last + 1, last + 2)}
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_killed_and_a_stopped_process_cost_a_step(agent: Agent, processes: WorkerPool) -> None:
+    expected = digests_of(trained(agent, job("mlp", 4, 5), [(5, on(4))]))
+    faults = [
+        Fault(kind="kill", step=1, rank=3, point="fold"),
+        Fault(kind="kill", step=3, rank=0, point="apply"),
+    ]
+    with Agent(LANES, pool=processes) as real:
+        spec = job("mlp", 4, 5, faults=faults, deadline_s=2.0)
+        real.start(spec, on(2, 1, 1), pause_at=2)
+        events = real.settle("job")
+        stopped = real.jobs["job"].members[0, 2].pid
+        assert stopped is not None
+        os.kill(stopped, signal.SIGSTOP)
+        events += real.advance("job", 5)
+    assert contradiction(events, expected) is None
+    assert sum(isinstance(event, e.Recovered) for event in events) == 3
+    reasons = [event.reason for event in events if isinstance(event, e.LaneLost)]
+    assert any("does not answer" in reason for reason in reasons)
+    assert not alive([stopped])
