@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -157,7 +158,7 @@ class Prepared:
         lengths = data.lengths(np.arange(workload.batch))
         self.events = int(lengths.sum())
         self.flops = count(network, lengths.tolist())
-        self.batch = data.batch(np.arange(workload.batch)).to(self.device)
+        self.batch = _first(data, workload.batch).to(self.device)
 
     def step(self) -> None:
         """Do one training step: look-ups, forward, backward, both updates."""
@@ -174,3 +175,9 @@ class Prepared:
         return dense + sum(
             4 * t.num_rows * (t.dim + t.optimizer.state_width(t.dim)) for t in tables
         )
+
+
+@lru_cache(maxsize=2)
+def _first(data: Drawn, samples: int) -> Batch:
+    """The first samples; workloads that are compared share them, and drawing takes a while."""
+    return data.batch(np.arange(samples))
