@@ -42,6 +42,9 @@ def add_commands(subparsers: Any) -> None:
     """Register this room's commands."""
     _add_devices(subparsers)
     _add_profile(subparsers)
+    from executor.cli_execute import add_execute
+
+    add_execute(subparsers)
 
 
 def _add_devices(subparsers: Any) -> None:

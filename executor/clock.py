@@ -6,7 +6,7 @@ same one method, and waits for time alone). A message becomes an event at the in
 the total order of simultaneous events is the simulator's.
 
 An event keeps the instant it was meant for, even if it is processed late: a driver that was busy
-for a millisecond does not let its timers drift. ``lag_s`` says how late the latest one was.
+for a millisecond does not let its timers drift. ``largest_lag_s`` says how late one was at worst.
 
 No code outside this file and the mailboxes reads the time.
 """
@@ -63,7 +63,7 @@ class WallClock(Clock):
     def __init__(self, mailbox: Mailbox, initial_time: float = 0.0) -> None:
         super().__init__(initial_time)
         self.mailbox = mailbox
-        self.lag_s = 0.0
+        self.largest_lag_s = 0.0
 
     def step(self) -> None:
         """Wait for the next event or message, and process what comes first.
@@ -77,5 +77,5 @@ class WallClock(Clock):
             # What is later than an event that has passed already is taken in now, not in the past.
             time_s = max(message.time_s, self._now)
             self.at(time_s, message.kind, message.call, message.subject)
-        self.lag_s = max(0.0, self.mailbox.now_s() - self.peek())
+        self.largest_lag_s = max(self.largest_lag_s, self.mailbox.now_s() - self.peek())
         super().step()

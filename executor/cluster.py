@@ -97,8 +97,9 @@ class LocalCluster:
     """Runs jobs of a driver on this machine's lanes. Backend and mailbox.
 
     ``spec_of`` names the job that a ``JobState`` stands for: its task, steps and habits, with
-    ``resume`` set, so that a job which was stopped goes on from its checkpoint. ``on_wait`` is
-    called several times a second while the driver waits.
+    ``resume`` set, so that a job which was stopped goes on from its checkpoint. ``begun``: steps
+    that a job's checkpoint holds from before. ``on_wait`` is called several times a second while
+    the driver waits.
     """
 
     def __init__(
@@ -108,7 +109,6 @@ class LocalCluster:
         *,
         begun: Mapping[str, int] | None = None,
         clock: Callable[[], float] = time.monotonic,
-        on_wait: Callable[[float], None] | None = None,
     ) -> None:
         self.agent = agent
         self.stays: dict[int, Stay] = {}
@@ -118,7 +118,7 @@ class LocalCluster:
         self._spec_of = spec_of
         self._clock = clock
         self._origin_s = clock()
-        self._on_wait = on_wait
+        self.on_wait: Callable[[float], None] | None = None
         self._ranks: dict[str, int] = {}
         self._leaving: dict[str, JobState] = {}
         self._waiting: dict[str, tuple[JobState, WorkerMap]] = {}
@@ -150,14 +150,18 @@ class LocalCluster:
             messages = []
             for event in self.agent.poll(max(0.0, min(left_s, _TICK_S))):
                 messages += self._hear(event)
-            if self._on_wait is not None:
-                self._on_wait(self.now_s())
+            if self.on_wait is not None:
+                self.on_wait(self.now_s())
             if messages or left_s <= 0:
                 return messages
 
     def expecting(self) -> bool:
         """Whether a job runs, or leaves its devices."""
         return bool(self.stays or self._leaving or self._early or self._woken)
+
+    def step_of(self, job_id: str) -> int:
+        """Steps of a job that are committed, as far as is known."""
+        return self._steps.get(job_id, self._begun.get(job_id, 0))
 
     def wake(self, call: Callable[[Moment], object]) -> None:
         """Have ``call`` run by the clock as soon as it can (safe in a signal handler)."""
@@ -174,7 +178,7 @@ class LocalCluster:
         job_id = job.job_id
         worker_map = _map_of(job)
         self._ranks[job_id] = job.rank
-        begun_at = self._steps.get(job_id, self._begun.get(job_id, 0))
+        begun_at = self.step_of(job_id)
         self.stays[job.rank] = Stay(
             job=job, worker_map=worker_map, since_s=self.now_s(), begun_at=begun_at, at=begun_at
         )

@@ -183,6 +183,11 @@ class Driver:
         if not self._jobs:
             self._end.succeed(True)
 
+    def wake(self) -> None:
+        """Ask for a decision now, though nothing has happened: a wish to stop is then noticed."""
+        if not self._deciding:
+            self._ask()
+
     def _ask(self) -> None:
         """See to it that a decision is made at this instant, or at the end of this round."""
         self._deciding = True

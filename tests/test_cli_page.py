@@ -13,9 +13,12 @@ import pytest
 import tandem
 from tests.test_docs import commands
 
-# The first needs a network, the third what it brings; the demo and a profile take a while, a server
-# does not end.
-NOT_RUN = ("traces fetch tiresias", "demo", "run data/60_job.csv", "serve", "reproduce", "profile")
+# The first needs a network, the third what it brings; the demo, a profile and an execution take a
+# while, a server does not end.
+NOT_RUN = (
+    *("traces fetch tiresias", "demo", "run data/60_job.csv", "serve", "reproduce", "profile"),
+    "execute",
+)
 
 
 def leaves(parser: argparse.ArgumentParser, path: str = "") -> Iterator[str]:

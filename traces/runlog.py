@@ -181,14 +181,51 @@ TABLES: dict[str, tuple[LogColumn, ...]] = {
 }
 
 
+# What an executed run has beside them.
+EXECUTED: dict[str, tuple[LogColumn, ...]] = {
+    "training": (
+        LogColumn("job_id", STRING, "", "the job, one row for each"),
+        LogColumn("steps", pa.int64(), "steps", "global steps committed"),
+        LogColumn("loss", FLOAT, "", "loss of the last step; null: it has not finished"),
+        LogColumn("level", STRING, "", "determinism level: D0, D1 or D2"),
+        LogColumn("digest", STRING, "", "SHA-256 of all state at the end; null: not finished"),
+        LogColumn(
+            "reference_digest", STRING, "", "that of the same job alone on one lane; null: not run"
+        ),
+        LogColumn("same_bits", pa.bool_(), "", "whether both are equal; null: one is not known"),
+        LogColumn("rescales", pa.int32(), "", "changes of devices without a restart"),
+        LogColumn("recoveries", pa.int32(), "", "times it went on after a worker was lost"),
+        LogColumn("resumed", pa.bool_(), "", "whether it went on from an earlier execution"),
+    ),
+    "utilisation": (
+        LogColumn("time_s", FLOAT, "s", "when"),
+        LogColumn("node", STRING, "", "node of the device lane"),
+        LogColumn("gpu", pa.int16(), "", "its index there"),
+        LogColumn(
+            "busy",
+            FLOAT,
+            "",
+            "share of the time since the last reading in which it worked: processor time of its"
+            " workers on a CPU lane, NVML on a GPU; null: unknown",
+        ),
+        LogColumn("memory_mib", FLOAT, "MiB", "host memory of its workers"),
+    ),
+}
+
+
 def schema(table: str) -> pa.Schema:
     """Return the Arrow schema of a run table, units and meanings in the field metadata."""
     return pa.schema(
         [
             pa.field(c.name, c.type, metadata={"unit": c.unit, "meaning": c.meaning})
-            for c in TABLES[table]
+            for c in columns_of(table)
         ]
     )
+
+
+def columns_of(table: str) -> tuple[LogColumn, ...]:
+    """Return the columns of a table, be it of every run or of executed ones."""
+    return TABLES[table] if table in TABLES else EXECUTED[table]
 
 
 # Fields of run.json that readers rely on, where they are there at all.
@@ -256,12 +293,12 @@ class RunLog:
         return cls(path, record)
 
     def arrow(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """Read one table of :data:`TABLES`, or only some of its columns, as Arrow.
+        """Read one table of :data:`TABLES` or :data:`EXECUTED`, or some of its columns, as Arrow.
 
         Raises :class:`DataError` when the file cannot be read or lacks a column.
         """
         file = self.path / f"{name}.parquet"
-        wanted = [c.name for c in TABLES[name]] if columns is None else list(columns)
+        wanted = [c.name for c in columns_of(name)] if columns is None else list(columns)
         try:
             with pq.ParquetFile(file) as parquet:
                 missing = [c for c in wanted if c not in parquet.schema_arrow.names]
@@ -274,6 +311,10 @@ class RunLog:
     def table(self, name: str) -> pd.DataFrame:
         """Read one table of :data:`TABLES` (nullable numbers as float, labels as categories)."""
         return self.arrow(name).to_pandas()
+
+    def has(self, name: str) -> bool:
+        """Whether the run has a table; all have those of :data:`TABLES`."""
+        return (self.path / f"{name}.parquet").is_file()
 
     @property
     def partial(self) -> bool:

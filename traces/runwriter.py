@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from struct import Struct
 from types import TracebackType
@@ -201,6 +202,11 @@ class RunWriter:
         :data:`LOAN_SOURCES`; ``ready_s`` NaN: it could not be used in that time.
         """
         self._loans.append((pool, node, gpu, asked_s, ready_s, end_s, source))
+
+    def attach(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write a whole table of :data:`traces.runlog.EXECUTED`."""
+        found = pa.Table.from_pylist([dict(row) for row in rows], schema=schema(table))
+        pq.write_table(found, self._dir / f"{table}.parquet", compression="zstd")
 
     def finish(self, record: dict[str, Any], outcomes: dict[str, Any]) -> None:
         """Write the jobs table and ``run.json``, close all tables and give the run its name.

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from reports.definitions import METRICS
-from traces.runlog import END_REASONS, EVENT_KINDS, TABLES
+from traces.runlog import END_REASONS, EVENT_KINDS, EXECUTED, TABLES, columns_of
 
 Row = tuple[str, ...]
 
@@ -36,12 +36,12 @@ def _type(arrow: pa.DataType) -> str:
     return f"list of {arrow.value_type}" if pa.types.is_list(arrow) else str(arrow)
 
 
-@pytest.mark.parametrize("table", list(TABLES))
+@pytest.mark.parametrize("table", [*TABLES, *EXECUTED])
 def test_every_column_of_the_run_log_is_documented(repo: Path, table: str) -> None:
     text = (repo / "docs" / "run-log.md").read_text(encoding="utf-8")
     part = text.split(f"## {table}.parquet", 1)[1].split("\n## ", 1)[0]
     found = [row for row in _rows(part) if row[0] != "column"]
-    assert found == [(c.name, _type(c.type), c.unit, c.meaning) for c in TABLES[table]]
+    assert found == [(c.name, _type(c.type), c.unit, c.meaning) for c in columns_of(table)]
 
 
 def test_words_of_the_run_log_are_explained(repo: Path) -> None:

@@ -1,0 +1,284 @@
+"""``execute``: a workload on this machine's devices under a policy; and the log it leaves.
+
+The driver, the policy and the run directory are those of ``simulator.run.simulate``; the clock is
+the wall's and the backend an agent with real workers. Every job is a real training job, named by
+the workload's columns: ``model`` (``executor.presets``), ``batch_size``, ``num_workers``,
+``total_steps``, and the bounds within which a policy may size it.
+
+Accuracy does not move: a job's bits do not depend on what the policy did to it, and the run shows
+it. Each job's digest at its end is compared with that of the same job run alone on one fixed device
+(:func:`references`, kept in a file between runs); one that differs fails the run.
+
+Leaves out: serving demand on real lanes, and more than one machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from executor.agent import Agent
+from executor.clock import WallClock
+from executor.cluster import LocalCluster, cluster_of
+from executor.devices import DeviceLane
+from executor.errors import ExecutorError
+from executor.journal import Journal, Left, alone, folder_of
+from executor.messages import Habits
+from executor.outcome import said_of, training_rows, utilisation_rows
+from executor.recipes import Recipes, references, warm
+from executor.utilisation import Utilisation
+from policies.contract import IntraJobPolicy, PlacementPolicy, Policy
+from policies.driver import Driver
+from policies.elastic import timed
+from policies.errors import naming_the_policy
+from policies.model import Costs, Model
+from policies.record import (
+    assign_with,
+    ending,
+    jobs_table,
+    misfit_ranks,
+    opening,
+    stopping_on_signals,
+)
+from policies.registry import make_intra, make_placement, make_policy
+from traces import Profile, RunWriter, Workload
+
+_LEAVE_S = 60.0
+Watch = Callable[[Driver, LocalCluster, float], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Executed:
+    """What an execution leaves: the jobs table, the record, the run directory, whether it ended."""
+
+    jobs: pd.DataFrame
+    record: dict[str, Any]
+    path: Path
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Habit:
+    """What is done beside a run; none of it changes a bit of a job.
+
+    ``verify``: compare every job's bits with those of the same job alone. ``references``: a file
+    that keeps such digests between runs. ``checkpoint_every``: steps, 0 only when a job is
+    stopped. ``sample_s``: seconds between samples of the cluster.
+    """
+
+    verify: bool = True
+    references: Path | None = None
+    checkpoint_every: int = 200
+    sample_s: float = 1.0
+
+
+def execute(
+    workload: Workload,
+    lanes: Sequence[DeviceLane],
+    *,
+    profile: Profile,
+    out: Path | str,
+    policy: Policy | str = "fifo",
+    placement: PlacementPolicy | str = "count",
+    intra: IntraJobPolicy | str = "companion",
+    overwrite: bool = False,
+    name: str | None = None,
+    seed: int = 0,
+    habit: Habit | None = None,
+    resumes: Left | None = None,
+    watch: Watch | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Executed:
+    """Run ``workload`` on ``lanes`` under ``policy``; ``tandem execute`` is this function.
+
+    ``profile``: what the policy is told of rates and costs. ``seed``: of every job's model and
+    data, together with its name. ``resumes``: what an earlier execution left, whose jobs these are.
+    ``watch`` is called several times a second, ``say`` with what is prepared before time begins.
+
+    Ctrl-C ends the run at once: jobs stop at their next step with a checkpoint, the log says
+    partial, and what is needed to go on stays beside it. Raises :class:`UsageError` and
+    :class:`DataError` for what cannot be executed, ExecutorError for a job that fails or whose bits
+    differ (the log is written all the same).
+    """
+    habit = habit or Habit()
+    inter = make_policy(policy) if isinstance(policy, str) else policy
+    where = make_placement(placement) if isinstance(placement, str) else placement
+    seats = make_intra(intra) if isinstance(intra, str) else intra
+    spec, places = cluster_of(lanes)
+    workload = timed(workload, profile)
+    recipes = Recipes(workload, places, seed)
+    misfit_ranks(workload, spec, "refuse", sizes=inter.resizes)
+    path = Path(out)
+    begun = None if resumes is None else {j: resumes.step_of(j) for j in recipes.ids}
+    model = Model(profile=profile, costs=costs_of(profile, workload))
+    record = opening(
+        kind="executed",
+        name=name,
+        seed=seed,
+        policy=(inter, policy),
+        placement=(where, placement),
+        intra=(seats, intra),
+        cluster=(spec, None),
+        workload=workload,
+        model=model,
+        believed=None,
+    )
+    with (
+        alone(),
+        RunWriter(path, workload, spec, overwrite=overwrite) as log,
+        Agent(places) as agent,
+    ):
+        reference = _prepared(recipes, agent, habit, say)
+        settings = _settings(record, lanes)
+        journal = Journal(folder_of(path), settings, workload, resumes)
+        cluster = LocalCluster(
+            agent,
+            lambda job: recipes.spec(job.rank, _habits(journal, job.job_id, habit), resume=True),
+            begun={} if begun is None else begun,
+        )
+        clock = WallClock(cluster)
+        driver = Driver(
+            clock=clock,
+            workload=workload,
+            spec=spec,
+            policy=inter,
+            placement=where,
+            backend=cluster,
+            log=log,
+            model=model,
+            assign=assign_with(seats, model),
+            seed=seed,
+            sample_s=habit.sample_s,
+        )
+        utilisation = Utilisation(agent, places)
+        cluster.on_wait = _beside(driver, cluster, journal, utilisation, watch)
+        began = time.monotonic()
+        cluster.begin()
+        stopper: Any = Stopper(driver, cluster)
+        try:
+            with naming_the_policy(driver.view), stopping_on_signals(stopper) as signals:
+                driver.run()
+        finally:
+            _leave(agent)
+            journal.close()
+        driver.close()
+        record |= ending(driver, time.monotonic() - began)
+        record["executor"] = said_of(cluster, clock, places)
+        training = training_rows(recipes, cluster, reference, begun or {})
+        log.attach("training", training)
+        log.attach("utilisation", utilisation_rows(spec, utilisation.readings))
+        log.finish(record, driver.outcomes.columns())
+    _check_bits(training, path)
+    if signals:
+        raise KeyboardInterrupt(f"{path} holds what was done; tandem execute --resume {path}")
+    if driver.complete:
+        journal.remove()
+    return Executed(
+        jobs=jobs_table(workload, driver), record=record, path=path, complete=driver.complete
+    )
+
+
+def costs_of(profile: Profile, workload: Workload) -> Costs:
+    """Return what a profile says of starting, stopping and rescaling, averaged over the jobs.
+
+    A restart pays a start again; a checkpoint is written while the devices are held.
+    """
+    names = [job.elastic.model for job in workload.jobs() if job.elastic is not None]
+    used = [profile.models[name] for name in names if name is not None]
+    return Costs(
+        start_s=_mean([m.start_s for m in used]),
+        save_s=_mean([m.checkpoint_s for m in used]),
+        rescale_s=_mean([m.rescale_s for m in used]),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else 0.0
+
+
+def _settings(record: Mapping[str, Any], lanes: Sequence[DeviceLane]) -> dict[str, Any]:
+    """What is needed to execute the rest after a crash."""
+    kept = {key: record[key] for key in ("name", "seed", "policy", "placement", "intra")}
+    return kept | {"lanes": [lane.to_json() for lane in lanes]}
+
+
+def _habits(journal: Journal, job_id: str, habit: Habit) -> Habits:
+    return Habits(
+        folder=str(journal.checkpoints_of(job_id)), checkpoint_every=habit.checkpoint_every
+    )
+
+
+def _prepared(
+    recipes: Recipes, agent: Agent, habit: Habit, say: Callable[[str], None]
+) -> dict[str, str]:
+    """Have the workers warm before time begins; the digests to compare with, if they are wanted."""
+    say("starting workers")
+    for place, lane in agent.lanes.items():
+        agreements = {
+            recipes.agreement(j.rank) for j in recipes.jobs if place in recipes.lanes(j.rank)
+        }
+        for agreement in sorted(agreements, key=str):
+            warm(agent, place, lane, agreement)
+    return references(recipes, agent, habit.references, say) if habit.verify else {}
+
+
+class Stopper:
+    """What a signal stops: the driver, and the wait that it stands in."""
+
+    def __init__(self, driver: Driver, cluster: LocalCluster) -> None:
+        self._driver, self._cluster = driver, cluster
+
+    def stop(self) -> None:
+        """End the run at once; safe in a signal handler."""
+        self._driver.stop()
+        self._cluster.wake(lambda _: self._driver.wake())
+
+
+def _beside(
+    driver: Driver,
+    cluster: LocalCluster,
+    journal: Journal,
+    utilisation: Utilisation,
+    watch: Watch | None,
+) -> Callable[[float], None]:
+    """What is done while the driver waits: the journal, readings, and who watches."""
+    kept: set[str] = set()
+
+    def look(now_s: float) -> None:
+        for job_id, done in cluster.finished.items():
+            if job_id not in kept:
+                kept.add(job_id)
+                journal.finished(job_id, now_s, done.step, done.loss, done.digest)
+        journal.beat(now_s)
+        utilisation.look(now_s)
+        if watch is not None:
+            watch(driver, cluster, now_s)
+
+    return look
+
+
+def _leave(agent: Agent) -> None:
+    """Have the jobs that still run stop, with a checkpoint, within a bounded time."""
+    left = [job_id for job_id, job in agent.jobs.items() if not job.over]
+    for job_id in left:
+        agent.stop(job_id, checkpoint=True)
+    end = time.monotonic() + _LEAVE_S
+    while any(not agent.jobs[j].over for j in left) and time.monotonic() < end:
+        agent.poll(0.5)
+
+
+def _check_bits(training: Sequence[Mapping[str, Any]], path: Path) -> None:
+    wrong = [one["job_id"] for one in training if one["same_bits"] is False]
+    if wrong:
+        raise ExecutorError(
+            "bits differ from those of the same job alone",
+            where=f"job {wrong[0]!r}",
+            value=f"{len(wrong)} of {len(training)} jobs",
+            expected=f"equal digests; see training.parquet in {path}",
+        )

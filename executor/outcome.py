@@ -1,0 +1,91 @@
+"""What an executed run's log has beyond a simulated one's: training, utilisation, shares of time.
+
+Two more tables (``traces.runlog.EXECUTED``): ``training``, a row for each job with its steps, loss
+and digests, and ``utilisation``, how busy each lane was. And a field ``executor`` of the record:
+the lanes, what their levels set, and where the held device time went.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from executor import events as e
+from executor.clock import WallClock
+from executor.cluster import LocalCluster
+from executor.devices import DeviceLane
+from executor.pool import Place
+from executor.recipes import Recipes
+from executor.utilisation import Reading
+from traces import ClusterSpec
+
+
+def training_rows(
+    recipes: Recipes,
+    cluster: LocalCluster,
+    reference: Mapping[str, str],
+    begun: Mapping[str, int],
+) -> list[dict[str, Any]]:
+    """A row of the training table for each job of the run, in rank order."""
+    changes = _count(cluster, e.Rescaled)
+    recoveries = _count(cluster, e.Recovered)
+    rows = []
+    for job in recipes.jobs:
+        done = cluster.finished.get(job.job_id)
+        wanted = reference.get(job.job_id)
+        rows.append(
+            {
+                "job_id": job.job_id,
+                "steps": done.step if done else cluster.step_of(job.job_id),
+                "loss": done.loss if done else math.nan,
+                "level": recipes.agreement(job.rank).level.value,
+                "digest": done.digest if done else None,
+                "reference_digest": wanted,
+                "same_bits": None if done is None or wanted is None else done.digest == wanted,
+                "rescales": changes.get(job.job_id, 0),
+                "recoveries": recoveries.get(job.job_id, 0),
+                "resumed": begun.get(job.job_id, 0) > 0,
+            }
+        )
+    return rows
+
+
+def utilisation_rows(spec: ClusterSpec, readings: list[Reading]) -> list[dict[str, Any]]:
+    """A row of the utilisation table for each reading."""
+    return [
+        {
+            "time_s": one.time_s,
+            "node": spec.nodes[one.place[0]].name,
+            "gpu": one.place[1],
+            "busy": one.busy,
+            "memory_mib": one.memory_mib,
+        }
+        for one in readings
+    ]
+
+
+def said_of(
+    cluster: LocalCluster, clock: WallClock, places: Mapping[Place, DeviceLane]
+) -> dict[str, Any]:
+    """The record's field ``executor``."""
+    rescaled = [x for x in cluster.told if isinstance(x, e.Rescaled)]
+    recovered = [x for x in cluster.told if isinstance(x, e.Recovered)]
+    started = [x for x in cluster.told if isinstance(x, e.Running)]
+    return {
+        "lanes": {f"{n}/{g}": lane.to_json() for (n, g), lane in places.items()},
+        "start_s": [round(x.seconds, 4) for x in started],
+        "rescale_s": [round(x.seconds, 4) for x in rescaled],
+        "rescale_pause_s": [round(x.pause_s, 4) for x in rescaled],
+        "recovery_s": [round(x.seconds, 4) for x in recovered],
+        "lanes_lost": sum(isinstance(x, e.LaneLost) for x in cluster.told),
+        "largest_lag_s": round(clock.largest_lag_s, 4),
+    }
+
+
+def _count(cluster: LocalCluster, kind: type[e.Event]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for event in cluster.told:
+        if isinstance(event, kind):
+            found[event.job_id] = found.get(event.job_id, 0) + 1
+    return found
