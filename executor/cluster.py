@@ -210,6 +210,10 @@ class LocalCluster:
             self.agent.rescale(job.job_id, worker_map)
         return stay
 
+    def hand_over_s(self, job: JobState, *, stops: bool) -> float:
+        """Only time can tell."""
+        return float("inf")
+
     def quiet(self) -> bool:
         """Whether no lane will come back by itself."""
         return True

@@ -418,6 +418,10 @@ class ExactWorld:
         self.start(job, allocation)
         return stay
 
+    def hand_over_s(self, job: JobState, *, stops: bool) -> float:
+        """At once."""
+        return 0.0
+
     def quiet(self) -> bool:
         """No device ever goes or comes."""
         return True

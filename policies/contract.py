@@ -122,10 +122,10 @@ class Policy:
     def give_way(self, view: ClusterView, pool: int, count: int) -> Plan:
         """Say which jobs leave ``count`` GPUs of a pool to an online service, at once; pure.
 
-        The default is :func:`policies.lending.give_way`. The plan may stop jobs and take GPUs from
+        The default is :func:`policies.yielding.give_way`. The plan may stop jobs and take GPUs from
         them, and do nothing else.
         """
-        from policies.lending import give_way  # noqa: PLC0415  (it reads the contract)
+        from policies.yielding import give_way  # noqa: PLC0415  (it reads the contract)
 
         return give_way(view, pool, count)
 
@@ -287,6 +287,14 @@ class Backend(Protocol):
 
     def move(self, job: JobState, allocation: Allocation) -> Stint:
         """Let a running job go on on other devices; the stay on the old ones is over."""
+        ...
+
+    def hand_over_s(self, job: JobState, *, stops: bool) -> float:
+        """Seconds until a running job has left devices that it is told to give up now.
+
+        ``stops``: it gives up all of them. Asked before it is moved or stopped; infinite if only
+        time can tell.
+        """
         ...
 
     def quiet(self) -> bool:

@@ -139,6 +139,9 @@ class Driver:
         :func:`policies.errors.naming_the_policy`.
         """
         if len(self.workload) == 0:
+            if until_s is not None:  # online services come and go without any job
+                self.clock.at(until_s, END, lambda _: self._end.succeed(True))
+                self.clock.run(until=self._end)
             self.complete = True
             return
         self._next_job = job = next(self._coming)
@@ -255,6 +258,8 @@ class Driver:
     def _check_stuck(self) -> None:
         """Nothing runs although jobs wait: an error if nothing can ever change that."""
         if not self._arrived or not self.backend.quiet() or self._wake_s != float("inf"):
+            return
+        if self.lender is not None and self.lender.lingering:
             return
         if self._interval_s is not None:
             self.counts.idle_rounds += 1
@@ -436,6 +441,8 @@ class Driver:
             self._end.succeed(True)
         elif not self._deciding:
             self._ask()
+        elif self.lender is not None and self._interval_s is not None:
+            self.lender.serve()  # it need not wait for the next round
 
     def devices_lost(self, node: int, mask: int, detail: str, *, host: bool = False) -> None:
         """GPUs fail or are taken away; jobs on them stop and wait again."""
@@ -480,7 +487,13 @@ class Driver:
         self.view.now = self.clock.now
         if self.lender is None:
             self.lender = Lender(
-                self.clock, self.view, self.policy, self.log, self._apply, self._ask_once
+                self.clock,
+                self.view,
+                self.policy,
+                self.log,
+                self._apply,
+                self._ask_once,
+                self.backend.hand_over_s,
             )
         self.lender.demand(demand)
         self._ask_once()

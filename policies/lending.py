@@ -2,29 +2,29 @@
 
 The service's demand is a number of GPUs of one type that changes with time. What it owns leaves
 the free index. When the demand rises it takes, in this order: devices it gave back a moment ago and
-that nobody has had since, idle devices, and devices that jobs give up (:func:`give_way`), which it
-can use after the time that a job may take to leave. What is still missing it gets before anybody
-else, as soon as something is free. When the demand falls devices stay unused for a while, so that a
+that nobody has had since, idle devices, and devices that jobs give up (``policies.yielding``). It
+can use those when the job has left them: after its step in flight and its change of size, at the
+latest after the time that it may take to leave. What is still missing it gets before anybody else,
+as soon as something is free. When the demand falls devices stay unused for a while, so that a
 demand that rises again at once disturbs nobody; then training gets them back.
 
 Source: EasyScale (SC'23), section 5.3 (elastic training beside serving: scale-in in seconds, refill
-within minutes). Left out: which machine a service prefers, and its own load on a device.
+within minutes). Left out: which machine a service prefers, its own load on a device, and
+the step in flight that is lost where a device is taken before the job has left it.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import filterfalse
 from typing import TYPE_CHECKING
 
 from policies.books import NAN, Recorder
 from policies.clock import CAPACITY, Clock
 from policies.placement.count import take_lowest
-from policies.plan import Draft, Plan
-from policies.state import JobState
-from policies.view import ClusterView, LiveView
+from policies.plan import Plan
+from policies.view import LiveView
 from traces.cluster import gpus_of
 from traces.runlog import EVENT_CODE, LOAN_SOURCES, NEVER_LENT
 
@@ -35,14 +35,17 @@ DEMAND, LENT, GIVEN_BACK = (
     EVENT_CODE[k] for k in ("serving_demand", "device_lent", "device_given_back")
 )
 LINGERING, IDLE, RECLAIMED = (LOAN_SOURCES.index(s) for s in ("lingering", "idle", "reclaimed"))
-OPPORTUNISTIC = "opportunistic"
+
+Device = tuple[int, int]
+"""(node index, GPU index)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingDemand:
     """From now on the service needs so many GPUs of a type.
 
-    ``give_way_s``: how long a job may take to leave a device. ``linger_s``: how long a device that
+    ``give_way_s``: how long a job may take to leave a device; after that it is taken from it.
+    ``linger_s``: how long a device that
     the service no longer needs stays unused before training gets it back.
     """
 
@@ -62,7 +65,11 @@ class _Loan:
 
 
 class Lender:
-    """Keeps the service's devices of one run. ``apply`` carries out a plan, ``ask`` a decision."""
+    """Keeps the service's devices of one run.
+
+    ``apply`` carries out a plan, ``ask`` sees to a decision; ``hand_over_s(job, stops=...)`` is how
+    long the world says that a job takes to leave (``Backend.hand_over_s``).
+    """
 
     def __init__(
         self,
@@ -72,6 +79,7 @@ class Lender:
         log: Recorder,
         apply: Callable[[Plan], None],
         ask: Callable[[], None],
+        hand_over_s: Callable[..., float],
     ) -> None:
         self.clock = clock
         self.view = view
@@ -79,16 +87,23 @@ class Lender:
         self.log = log
         self._apply = apply
         self._ask = ask
+        self._hand_over_s = hand_over_s
         pools = len(view.free.pools)
-        self.owned: list[dict[tuple[int, int], _Loan]] = [{} for _ in range(pools)]
+        self.owned: list[dict[Device, _Loan]] = [{} for _ in range(pools)]
         self.missing: list[deque[float]] = [deque() for _ in range(pools)]
-        self._lingering: list[dict[tuple[int, int], float]] = [{} for _ in range(pools)]
+        # Until when they stay unused, and when the job that had them has left them.
+        self._lingering: list[dict[Device, tuple[float, float]]] = [{} for _ in range(pools)]
         self._latest: list[ServingDemand | None] = [None] * pools
 
     @property
     def short(self) -> bool:
         """Whether the service waits for devices."""
         return any(self.missing)
+
+    @property
+    def lingering(self) -> bool:
+        """Whether devices will come back to training by themselves."""
+        return any(self._lingering)
 
     def demand(self, demand: ServingDemand) -> None:
         """Take in a new demand."""
@@ -144,33 +159,46 @@ class Lender:
 
     # Taking
 
-    def _take(self, pool: int, source: int = IDLE) -> None:
-        """Lend what is there: first what lingers, then what is free."""
+    def _take(self, pool: int, left_s: Mapping[Device, float] | None = None) -> None:
+        """Lend what is there: first what lingers, then what is free.
+
+        ``left_s``: devices that jobs have just given up, and in how many seconds they leave them.
+        """
         view, missing, lingering = self.view, self.missing[pool], self._lingering[pool]
         while missing and lingering:
-            device, _ = lingering.popitem()
-            self._own(pool, device, view.now, LINGERING)
+            device, (_, left_at_s) = lingering.popitem()
+            self._own(pool, device, max(view.now, left_at_s), LINGERING)
         free = view.free.pools[pool]
         count = min(len(missing), free.free)
         if not count:
             return
         latest = self._latest[pool]
-        wait_s = latest.give_way_s if latest is not None and source == RECLAIMED else 0.0
+        most_s = 0.0 if latest is None else latest.give_way_s
+        source = IDLE if left_s is None else RECLAIMED
         for node, mask in take_lowest(free, view.free, count):
             view.withdraw(node, mask)
             self.log.device_event(view.now, LENT, node, mask, LOAN_SOURCES[source])
             for gpu in gpus_of(mask):
+                wait_s = 0.0 if left_s is None else min(left_s.get((node, gpu), 0.0), most_s)
                 self._own(pool, (node, gpu), view.now + wait_s, source)
 
-    def _own(self, pool: int, device: tuple[int, int], ready_s: float, source: int) -> None:
+    def _own(self, pool: int, device: Device, ready_s: float, source: int) -> None:
         self.owned[pool][device] = _Loan(self.missing[pool].popleft(), ready_s, source)
 
     def _reclaim(self, pool: int) -> None:
         """Have jobs give way, and lend what they leave."""
-        plan = self.policy.give_way(self.view, pool, len(self.missing[pool]))
+        view = self.view
+        plan = self.policy.give_way(view, pool, len(self.missing[pool]))
+        left_s: dict[Device, float] = {}
+        for job, goes_on in plan.changes.items():
+            if job.allocation is None:
+                continue  # the driver will say that it holds nothing
+            wait_s = self._hand_over_s(job, stops=goes_on is None)
+            for node, mask in job.allocation.shares:
+                left_s.update(((node, gpu), wait_s) for gpu in gpus_of(mask))
         if plan.changes:
             self._apply(plan)
-        self._take(pool, RECLAIMED)
+        self._take(pool, left_s)
 
     # Giving back
 
@@ -183,8 +211,8 @@ class Lender:
         assert latest is not None
         for _ in range(count):
             device = next(reversed(self.owned[pool]))
-            self._close(pool, device)
-            self._lingering[pool][device] = self.view.now + latest.linger_s
+            ready_s = self._close(pool, device)
+            self._lingering[pool][device] = (self.view.now + latest.linger_s, ready_s)
         if latest.linger_s:
             self.clock.at(self.view.now + latest.linger_s, CAPACITY, lambda _: self._refill(pool))
         else:
@@ -204,7 +232,7 @@ class Lender:
         view = self.view
         view.now = now = self.clock.now
         masks: dict[int, int] = {}
-        for (node, gpu), until_s in list(self._lingering[pool].items()):
+        for (node, gpu), (until_s, _) in list(self._lingering[pool].items()):
             if until_s <= now:
                 del self._lingering[pool][node, gpu]
                 masks[node] = masks.get(node, 0) | 1 << gpu
@@ -214,62 +242,10 @@ class Lender:
         if masks:
             self._ask()
 
-    def _close(self, pool: int, device: tuple[int, int]) -> None:
+    def _close(self, pool: int, device: Device) -> float:
+        """End a loan; when it could be used."""
         loan = self.owned[pool].pop(device)
         end_s = self.view.now
         ready_s = loan.ready_s if loan.ready_s <= end_s else NAN  # it never could be used
         self.log.loan(pool, *device, loan.asked_s, ready_s, end_s, loan.source)
-
-
-def give_way(
-    view: ClusterView, pool: int, count: int, order: Iterable[JobState] | None = None
-) -> Draft:
-    """Return a plan by which jobs leave ``count`` GPUs of a pool, or as many as may be taken.
-
-    Who comes first in ``order`` gives first, and as much as is needed: elastic jobs down to what is
-    guaranteed to them (``min_gpus``), which nobody takes; rigid ones as a whole, if opportunistic.
-    By default opportunistic jobs come first, and among equals who started or was resized last.
-    """
-    draft = view.draft()
-    left = count - view.free.pools[pool].free
-    if order is None:
-        latest = list(reversed(view.running.members.values()))
-        order = [*filter(_late, latest), *filterfalse(_late, latest)]
-    for job in order:
-        if left <= 0:
-            break
-        left -= _gives(view, draft, job, pool, left)
-    return draft
-
-
-def _late(job: JobState) -> bool:
-    return job.job.priority == OPPORTUNISTIC
-
-
-def _gives(view: ClusterView, draft: Draft, job: JobState, pool: int, wanted: int) -> int:
-    """Take up to ``wanted`` GPUs of a pool from one job; how many it gave."""
-    elastic = job.elastic
-    if elastic is None:
-        assert job.allocation is not None
-        held = sum(
-            mask.bit_count()
-            for node, mask in job.allocation.shares
-            if view.free.pool_of[node] == pool and job.allocation.gpu_milli == 1000
-        )
-        if held and _late(job):
-            draft.stop(job)
-            return held
-        return 0
-    held = job.held[pool]
-    total = sum(job.held)
-    gives = min(wanted, held, total - elastic.min_gpus)
-    if gives <= 0:
-        return 0
-    left = total - gives
-    counts = tuple(n - gives if p == pool else n for p, n in enumerate(job.held))
-    if left < elastic.least_gpus or not draft.resize(job, counts):
-        if elastic.min_gpus:
-            return 0
-        draft.stop(job)
-        return held
-    return gives
+        return loan.ready_s

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from policies.clock import FINISH, Clock, Moment
 from policies.contract import Listener
 from policies.model import Model
+from policies.rates import reference_s
 from policies.state import JobState
 from traces import Allocation, ClusterSpec, UsageError
 from traces.cluster import gpus_of
@@ -137,6 +138,22 @@ class SimulatedCluster:
         stint = self._close(job)
         self._begin(job, allocation, stint.done_s, stint.saved_s, self.model.move_cost_s(job))
         return stint
+
+    def hand_over_s(self, job: JobState, *, stops: bool) -> float:
+        """Seconds until a job has left devices it gives up: its step in flight, and the change.
+
+        The step can be told with a profile only; without one it takes no time.
+        """
+        stint = self._stints[job.rank]
+        if not stops:
+            change_s = self.model.move_cost_s(job)
+        else:
+            change_s = self.model.costs.save_s if self.checkpoints.on_preempt else 0.0
+        profile, elastic, now = self.model.profile, job.elastic, self.clock.now
+        if profile is None or elastic is None or now <= stint.begin_s:
+            return change_s
+        step_s = reference_s(profile, elastic) / stint.rate
+        return change_s + step_s - (now - stint.begin_s) % step_s
 
     def quiet(self) -> bool:
         """Whether no device will come back."""

@@ -14,10 +14,10 @@ from policies.contract import Policy
 from policies.inter import easyscale_paper
 from policies.inter.easyscale_tandem import Pass, Weights, wait_of
 from policies.intra.artifact import Quirks
-from policies.lending import give_way
 from policies.plan import Draft, Plan
 from policies.state import JobState
 from policies.view import ClusterView
+from policies.yielding import give_way
 from traces import UsageError
 
 PAPER_ROUND_S = 60.0

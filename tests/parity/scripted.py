@@ -90,6 +90,9 @@ class ScriptedWorld:
         self._run(job, allocation, stint.done_s, self.model.costs.migrate_s)
         return stint
 
+    def hand_over_s(self, job: JobState, *, stops: bool) -> float:
+        return 0.0
+
     def quiet(self) -> bool:
         return True
 

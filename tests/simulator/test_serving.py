@@ -77,7 +77,7 @@ def test_the_case_of_the_page() -> None:
         (4, 10.0, 12.0, 40.0),
         (8, 40.0, 42.0, 118.0),
     ]
-    assert {row[3:] for row in log.loans} == {(10.0, 15.0, 30.0, "reclaimed")}
+    assert {row[3:] for row in log.loans} == {(10.0, 12.0, 30.0, "reclaimed")}
     assert sorted(row[2] for row in log.loans) == [4, 5, 6, 7]
     assert [kind for _, kind, *_ in log.devices] == [
         "serving_demand",
@@ -180,7 +180,8 @@ def test_a_device_of_the_service_fails(tmp_path: Path) -> None:
         "time_s,node,gpus,event\n20,v100-0000,7,down\n40,v100-0000,7,up\n", encoding="utf-8"
     )
     service = Service(demand=steps((10, 1), (60, 0)), gpu_type="v100", give_way_s=5.0, linger_s=0.0)
-    driver, log = serve(jobs({}), "1x8:v100", service, outages=log_file)
+    slow = Costs(rescale_s=60.0)  # a job has no more time than it is given
+    driver, log = serve(jobs({}), "1x8:v100", service, outages=log_file, costs=slow)
     assert [row[2:] for row in log.loans] == [
         (7, 10.0, 15.0, 20.0, "reclaimed"),
         (6, 20.0, 25.0, 60.0, "reclaimed"),
