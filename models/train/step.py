@@ -29,7 +29,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the name torch gives it
-from torch.nn.utils import get_total_norm
 
 from models.batch import Batch
 from models.data.philox import Stream, words
@@ -255,9 +254,9 @@ def _clear(network: nn.Module) -> None:
 
 
 def _check_finite(state: State, total: Gradients) -> None:
-    # The largest entry of all says it at once (NaN is larger than anything): one wait for a device.
-    some = [gradient for gradient in total.dense if gradient.numel()]
-    if not some or bool(torch.isfinite(get_total_norm(some, math.inf))):
+    # Extremes are NaN where anything is, and are asked for all at once: one wait for a device.
+    extremes = [end for g in total.dense if g.numel() for end in torch.aminmax(g)]
+    if not extremes or bool(torch.isfinite(torch.stack(extremes)).all()):
         return
     for (name, _), gradient in zip(state.network.named_parameters(), total.dense, strict=True):
         if not bool(torch.isfinite(gradient).all()):
