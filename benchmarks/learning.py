@@ -4,12 +4,10 @@
     python benchmarks/learning.py --table benchmarks/results/learning.json
 
 Runs the list of ``learning_list.py`` in processes of one thread each, ``--cpu`` of them on the
-processor and ``--cuda`` on the GPU. First LONGER learns a while by several recipes, on the
-processor, and all that follows is done by the best of them (with ``--only``: by the default, unless
-``recipe`` is among the groups). A run is given to a process only if it should end in time, and
+processor and ``--cuda`` on the GPU. A run is given to a process only if it should end in time, and
 ends early if it does not; the file is written after each, so what is done stays done. Which device
-a run had is in the file. A process whose run fails on the GPU goes on on the processor, and the run
-is begun again. ``--scale 0.003`` tries the whole list in minutes.
+a run had is in the file. If a run fails on the GPU, its process is replaced by one on the processor
+and the run is begun again. ``--scale 0.003`` tries the whole list in minutes.
 
 ``--table`` makes the tables of ``docs/models/learnability.md`` from one or more files.
 """
@@ -23,14 +21,14 @@ import os
 import platform
 import time
 import traceback
-from dataclasses import asdict
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from learning_list import Experiment, Recipe, experiments, recipes, step_flops
+from learning_list import Experiment, experiments, step_flops
 
+LEAST_CLOCKED_S = 60.0
 MARGIN_S = 7.0
 """What a run needs beside training and evaluations: a start, and some slack."""
 
@@ -51,14 +49,14 @@ def last_words_s(experiment: Experiment, device: str) -> float:
     """Roughly how long its evaluations take: each makes its samples twice and scores them once."""
     stage, views = experiment.stages[-1], 1 + len(experiment.also_visible)
     making = experiment.eval_samples * stage.data.length * 3e-7
-    scoring = 0.0
+    scoring = experiment.eval_samples / 128 * 0.06
     if device == "cpu":
         work = step_flops(experiment.network, experiment.model, stage.data.length, stage.batch)
         scoring = experiment.eval_samples / stage.batch * (0.02 + work / 2.5e10) / 3
     return MARGIN_S + views * (2 * making + scoring)
 
 
-def work(pipe: Connection) -> None:
+def work(pipe: Connection, device: str) -> None:
     """A process: take experiments from the pipe, send their results back."""
     import torch  # noqa: PLC0415  in the process that uses it
 
@@ -66,12 +64,12 @@ def work(pipe: Connection) -> None:
     from learning_run import described, perform  # noqa: PLC0415
 
     while (task := pipe.recv()) is not None:
-        experiment, seconds, on = task
+        experiment, seconds = task
         try:
-            result = perform(experiment, on, seconds) | {"settings": described(experiment)}
+            result = perform(experiment, device, seconds) | {"settings": described(experiment)}
         except Exception:  # noqa: BLE001  one run that fails must not end the others
             error = traceback.format_exc()[-1500:]
-            result = {"name": experiment.name, "device": on, "error": error}
+            result = {"name": experiment.name, "device": device, "error": error}
         pipe.send(result)
 
 
@@ -80,6 +78,7 @@ class Pool:
 
     def __init__(self, devices: list[str], deadline: float) -> None:
         self.deadline = deadline
+        self.has_gpu = "cuda" in devices
         self.context = mp.get_context("spawn")
         self.idle: list[tuple[str, Connection, BaseProcess]] = []
         self.busy: dict[Connection, tuple[str, BaseProcess, Experiment]] = {}
@@ -89,28 +88,30 @@ class Pool:
     def start(self, device: str) -> None:
         """Begin a process."""
         ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=work, args=(theirs,), daemon=True)
+        process = self.context.Process(target=work, args=(theirs, device), daemon=True)
         process.start()
         theirs.close()
         self.idle.append((device, ours, process))
 
-    def give(self, todo: list[Experiment], *, on: str | None = None) -> None:
-        """Give every idle process the first experiment that should end in time.
+    def fits(self, experiment: Experiment, device: str, seconds: float) -> bool:
+        """Whether a run should end in time; clocked ones are the GPU's, if there is one."""
+        if experiment.clocked:
+            return seconds >= LEAST_CLOCKED_S and (device == "cuda" or not self.has_gpu)
+        return estimate_s(experiment, device) <= seconds
 
-        ``on``: a device for all of them, instead of each process's own.
-        """
+    def give(self, todo: list[Experiment]) -> None:
+        """Give every idle process the first experiment that should end in time."""
         still = []
         for device, pipe, process in self.idle:
-            where = on or device
             left = self.deadline - time.monotonic()
-            rests = ((e, left - last_words_s(e, where)) for e in todo)
-            fits = ((e, rest) for e, rest in rests if estimate_s(e, where) <= rest)
+            rests = ((e, left - last_words_s(e, device)) for e in todo)
+            fits = ((e, rest) for e, rest in rests if self.fits(e, device, rest))
             chosen, rest = next(fits, (None, 0.0))
             if chosen is None:
                 still.append((device, pipe, process))
                 continue
             todo.remove(chosen)
-            pipe.send((chosen, min(chosen.seconds, rest), where))
+            pipe.send((chosen, min(chosen.seconds, rest)))
             self.busy[pipe] = (device, process, chosen)
         self.idle = still
 
@@ -124,14 +125,19 @@ class Pool:
             try:
                 results.append(pipe.recv())
                 failed = "error" in results[-1]
-                self.idle.append(("cpu" if failed else device, pipe, process))
+                if failed and device == "cuda":
+                    pipe.send(None)
+                    self.start("cpu")
+                else:
+                    self.idle.append((device, pipe, process))
             except EOFError:
                 process.join(5)
                 ended = f"its process ended with {process.exitcode}"
                 results.append({"name": experiment.name, "device": device, "error": ended})
                 failed = True
                 self.start("cpu")
-            if failed and device == "cuda" and results[-1]["device"] == "cuda":
+            if failed and device == "cuda":
+                self.has_gpu = False
                 todo.insert(0, experiment)
         return results
 
@@ -158,7 +164,7 @@ def machine(cuda: int) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Choose the recipe, then run the list by it."""
+    """Run the list."""
     began = time.monotonic()
     pool = Pool(["cuda"] * args.cuda + ["cpu"] * args.cpu, began + args.seconds)
     report: dict[str, Any] = {
@@ -167,47 +173,31 @@ def run(args: argparse.Namespace) -> None:
         "results": [],
     }
 
-    def drain(todo: list[Experiment], on: str | None = None) -> None:
-        pool.give(todo, on=on)
-        while pool.busy and time.monotonic() < began + args.seconds:
-            for result in pool.take(todo):
-                report["results"].append(result)
-                last = result.get("evaluations", [{}])[0]
-                shown = (last.get("auc"), last.get("bayes_score_auc"), result.get("seconds"))
-                print(round(time.monotonic() - began), result["device"], result["name"], *shown)
-                if "error" in result:
-                    print(result["error"])
-            pool.give(todo, on=on)
-            report["wall_seconds"] = round(time.monotonic() - began, 1)
-            report["not_begun"] = [e.name for e in todo]
-            report["cut_off"] = [e.name for _, _, e in pool.busy.values()]
-            write(args.out, report)
-
-    def scaled(runs: list[Experiment]) -> list[Experiment]:
-        return runs if args.scale == 1 else [e.shortened(args.scale) for e in runs]
-
-    recipe = Recipe()
-    if not args.only or "recipe" in args.only:
-        tried = scaled(recipes())
-        drain(list(tried), on="cpu")
-        recipe = best(tried, report["results"])
-        print("recipe:", recipe)
-    report["recipe"] = asdict(recipe)
-    todo = [e for e in experiments(recipe) if not args.only or e.group in args.only.split(",")]
-    report["planned"] = len(report["results"]) + len(todo)
-    drain(scaled(todo))
+    todo = [e for e in experiments() if args.only is None or wanted(e, args.only.split(","))]
+    if args.scale != 1:
+        todo = [e.shortened(args.scale) for e in todo]
+    report["planned"] = len(todo)
+    pool.give(todo)
+    while pool.busy and time.monotonic() < began + args.seconds:
+        for result in pool.take(todo):
+            report["results"].append(result)
+            last = result.get("evaluations", [{}])[0]
+            shown = (last.get("auc"), last.get("bayes_score_auc"), result.get("seconds"))
+            print(round(time.monotonic() - began), result["device"], result["name"], *shown)
+            if "error" in result:
+                print(result["error"])
+        pool.give(todo)
+        report["wall_seconds"] = round(time.monotonic() - began, 1)
+        report["not_begun"] = [e.name for e in todo]
+        report["cut_off"] = [e.name for _, _, e in pool.busy.values()]
+        write(args.out, report)
     pool.close()
-    print(len(report["results"]), "runs;", len(report["not_begun"]), "not begun")
+    print(len(report["results"]), "runs;", len(todo), "not begun")
 
 
-def best(tried: list[Experiment], results: list[dict[str, Any]]) -> Recipe:
-    """Return the recipe with the highest mean AUC over its seeds; the default if none ended."""
-    found: dict[str, list[float]] = {}
-    for result in results:
-        if "error" not in result:
-            found.setdefault(result["variant"], []).append(result["evaluations"][0]["auc"])
-    ranked = sorted(found, key=lambda variant: -sum(found[variant]) / len(found[variant]))
-    return next((e.recipe for v in ranked[:1] for e in tried if e.variant == v), Recipe())
+def wanted(experiment: Experiment, only: list[str]) -> bool:
+    """Whether an experiment's name begins with one of these."""
+    return any(experiment.name.startswith(part) for part in only)
 
 
 def write(out: Path, report: dict[str, Any]) -> None:
@@ -225,7 +215,7 @@ def main() -> None:
     parser.add_argument("--cuda", type=int, default=0, help="processes on the GPU")
     parser.add_argument("--seconds", type=float, default=3600.0, help="when to stop")
     parser.add_argument("--scale", type=float, default=1.0, help="share of every run's steps")
-    parser.add_argument("--only", help="groups, separated by commas")
+    parser.add_argument("--only", help="beginnings of names (group/variant/seed), by commas")
     parser.add_argument("--table", type=Path, nargs="+", help="make tables from these files")
     args = parser.parse_args()
     if args.table:

@@ -139,8 +139,9 @@ def measured(
     seen = stage.data.length if visible is None else visible
     size = experiment.eval_samples
     index = np.arange(HELD_OUT, HELD_OUT + size)
+    batch = 256 if seen < 1024 else 128
     found = evaluate(
-        state.network, state.tables, data, index, batch=128, visible=visible, device=device
+        state.network, state.tables, data, index, batch=batch, visible=visible, device=device
     )
     parts = np.array_split(index, max(1, size // 512))
     labels = np.concatenate([data.batch(part, visible=0).label.numpy() for part in parts])

@@ -29,6 +29,9 @@ from models.longer.features import EventFeatures, GlobalTokens
 from models.longer.layout import Layout, plan
 from models.longer.merge import TokenMerge
 
+_INNER_SCALE = 0.1
+"""Of the weights through which InnerTrans adds to a token, before training."""
+
 
 class Head(nn.Module):
     """The rows of the globals after the last layer, to a logit."""
@@ -89,7 +92,8 @@ class Longer(nn.Module):
 
         Weights uniform in +-sqrt(3 / inputs), so that rows keep their size from layer to layer, and
         biases 0; actions and ages N(0, 1), because what is small beside the items' vectors is
-        learnt late; positions and free tokens N(0, 0.1^2).
+        learnt late; positions and free tokens N(0, 0.1^2). What is merged begins apart
+        (``_begin_apart``).
         """
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
@@ -105,6 +109,27 @@ class Longer(nn.Module):
         self.globals.cls.normal_(0, 0.1, generator=generator)
         if self.config.sampling == "learnable":
             self.learnable.normal_(0, 0.1, generator=generator)
+        self._begin_apart()
+
+    def _begin_apart(self) -> None:
+        """Let queries, keys and values see each slot of a merged token by itself, at first.
+
+        The projections of the layers after the merge begin block-diagonal, one block of d x d per
+        slot, and InnerTrans begins near the identity. A head then has the events of one slot before
+        it, as in a network that merges nothing, and not sums over K events of which it would have
+        to learn at once which to match and which to read. On the generator that takes most of the
+        search away (docs/models/learnability.md). Nothing is fixed: training fills the rest.
+        """
+        slot = torch.arange(self.config.width) // self.config.d
+        same = (slot[:, None] == slot[None, :]).to(self.dtype) * math.sqrt(self.config.merge)
+        for block in (self.cross, *self.layers):
+            assert isinstance(block, Block)
+            for linear in (block.query, block.key, block.value):
+                linear.weight.mul_(same)
+        for block in self.merge.blocks:
+            assert isinstance(block, Block)
+            for linear in (block.out, block.down):
+                linear.weight.mul_(_INNER_SCALE)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -263,6 +263,29 @@ def test_a_block_has_the_parameters_the_paper_counts() -> None:
     assert sum(p.numel() for p in block.parameters()) == 12 * 32**2 + 13 * 32
 
 
+@torch.no_grad()
+def test_slots_of_a_merged_token_begin_apart_and_need_not_stay_so() -> None:
+    config = replace(SMALL, merge=3, d=8, heads=3)
+    network = Longer(config)
+    rows = torch.randn(5, config.width)
+    other = rows.clone()
+    other[:, 8:16] += 1  # the middle slot alone
+    for block in (network.cross, *network.layers):
+        for linear in (block.query, block.key, block.value):
+            changed = (linear(rows) != linear(other)).any(dim=0).view(3, 8)
+            assert changed[1].all()
+            assert not changed[[0, 2]].any()
+            # Of the same size as any other linear map of the network: one over the root of inputs.
+            own = linear.weight[:8, :8]
+            assert 0.5 < own.std() * 8**0.5 < 1.5
+        assert (block.out(rows) != block.out(other)).all()  # where they come together
+    gradient = torch.autograd.grad
+    with torch.enable_grad():
+        value = network(make_batch([9, 6], config), Tables(config)).sum()
+        (found,) = gradient(value, [network.cross.value.weight])
+    assert (found[:8, 8:] != 0).any()
+
+
 @pytest.mark.parametrize("name", ["tiny", "paper", "long"])
 def test_the_presets_run(name: str) -> None:
     config = PRESETS[name]
