@@ -1,4 +1,4 @@
-"""The executor's commands: ``tandem devices`` and ``tandem profile``.
+"""The executor's commands: ``tandem devices``, ``tandem profile`` and ``tandem verify-bits``.
 
 Each handler parses, calls one function of this room, and prints.
 """
@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from traces.errors import DataError
+from traces.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from executor.devices import DeviceLane
     from executor.machine import Machine
     from executor.profiler import Profiled
+    from executor.verify import Outcome, Verdict
 
 _DEVICES = """examples:
   tandem devices
@@ -38,10 +39,20 @@ preset: tiny, paper, long [:length=N]. Batches are samples of one logical worker
 """
 
 
+_VERIFY = """examples:
+  tandem verify-bits --task mlp --workers 6 --schedules 20 --lanes cpux2
+  tandem verify-bits --task longer --lanes cpu-avx512,cpu-default --level D2
+  tandem verify-bits --factory package.module:make_task --settings '{"num_workers": 4, "seed": 1}'
+
+Exit code 0: all bits are equal; 1: some differ, and the first step and tensor are named.
+"""
+
+
 def add_commands(subparsers: Any) -> None:
     """Register this room's commands."""
     _add_devices(subparsers)
     _add_profile(subparsers)
+    _add_verify(subparsers)
     from executor.cli_execute import add_execute
 
     add_execute(subparsers)
@@ -103,6 +114,39 @@ def _add_profile(subparsers: Any) -> None:
     profile.set_defaults(run=_profile)
 
 
+def _add_verify(subparsers: Any) -> None:
+    verify = subparsers.add_parser(
+        "verify-bits",
+        help="train under random rescales, moves, resumes and kills, and compare every bit",
+        description="Train undisturbed on one device, then under random schedules of rescales,"
+        " moves of single workers, resumes from checkpoints and kills, and compare digests of all"
+        " state after every step.",
+        epilog=_VERIFY,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verify.add_argument("--task", default="mlp", metavar="NAME", help="mlp, dense, longer (mlp)")
+    verify.add_argument("--factory", metavar="MODULE:FUNCTION", help="a task of your own instead")
+    verify.add_argument("--settings", default="{}", metavar="JSON", help="keywords of the task")
+    verify.add_argument("--workers", type=int, default=4, metavar="N", help="logical workers (4)")
+    verify.add_argument("--steps", type=int, default=10, metavar="N", help="steps of each run (10)")
+    verify.add_argument("--schedules", type=int, default=10, metavar="N", help="(10)")
+    verify.add_argument("--seed", type=int, default=0, metavar="N", help="of the schedules (0)")
+    verify.add_argument(
+        "--kind",
+        action="append",
+        choices=["rescale", "migrate", "resume", "kill"],
+        help="only such disturbances; may be repeated (all)",
+    )
+    verify.add_argument(
+        "--lanes", default="auto", metavar="LANES", help="as in 'tandem devices' (auto)"
+    )
+    verify.add_argument(
+        "--level", choices=["D0", "D1", "D2"], default="D1", help="determinism level (D1)"
+    )
+    verify.add_argument("--json", action="store_true", help="print as JSON")
+    verify.set_defaults(run=_verify)
+
+
 def need_torch() -> None:
     """Raise :class:`DataError` where torch is not installed."""
     if find_spec("torch") is None:
@@ -155,6 +199,78 @@ def _profile(args: argparse.Namespace) -> int:
     else:
         _say_profile(found, args.out)
     return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    need_torch()
+    from executor.devices import parse_lanes
+    from executor.levels import Level
+    from executor.machine import probe
+    from executor.task import TaskSpec
+    from executor.verify import KINDS, Battery, verify
+    from executor.workloads import workload
+
+    settings = _json_object(args.settings)
+    if args.factory is not None:
+        task = TaskSpec(factory=args.factory, settings=settings)
+    else:
+        task = workload(args.task, args.workers, **settings)
+    battery = Battery(
+        task=task,
+        num_workers=args.workers,
+        lanes=parse_lanes(args.lanes, probe()),
+        steps=args.steps,
+        schedules=args.schedules,
+        seed=args.seed,
+        kinds=tuple(args.kind or KINDS),
+        level=Level(args.level),
+    )
+    verdict = verify(battery, on_outcome=None if args.json else _say_outcome)
+    if args.json:
+        print(json.dumps(_verdict_as_json(verdict)))
+    else:
+        compared = sum(outcome.compared for outcome in verdict.outcomes)
+        number = len(verdict.outcomes)
+        equal = number - len(verdict.differing)
+        print(f"{equal} of {number} schedules equal, {compared:,} digests compared", end="; ")
+        print(f"at the end {verdict.digest}")
+    return 1 if verdict.differing else 0
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"--settings is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"--settings is {text!r}; expected a JSON object of keywords")
+    return value
+
+
+def _say_outcome(outcome: Outcome) -> None:
+    if outcome.difference is None:
+        said = "equal"
+    else:
+        step, tensor = outcome.difference
+        said = f"DIFFERS first at step {step} in {tensor}"
+    print(f"schedule {outcome.number}: {said} ({'; '.join(outcome.acts)})")
+
+
+def _verdict_as_json(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "digest": verdict.digest,
+        "differing": len(verdict.differing),
+        "schedules": [
+            {
+                "acts": list(outcome.acts),
+                "difference": outcome.difference,
+                "compared": outcome.compared,
+                "rescale_s": list(outcome.rescale_s),
+                "recovery_s": list(outcome.recovery_s),
+            }
+            for outcome in verdict.outcomes
+        ],
+    }
 
 
 def _say_progress(text: str) -> None:

@@ -17,7 +17,6 @@ objects that the user's code makes for itself; its data source should keep those
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 from collections.abc import Iterator, Mapping
@@ -52,9 +51,10 @@ class Context:
 
     def to_bytes(self) -> bytes:
         """Return the context as checked bytes; a few kilobytes beside its buffers."""
-        arrays = {f"buffer/{name}": value for name, value in self.buffers.items()}
+        # In one order, so that equal contexts make equal bytes wherever they have been.
+        arrays = {f"buffer/{name}": value for name, value in sorted(self.buffers.items())}
         states: dict[str, Any] = {}
-        for name, state in self.generators.items():
+        for name, state in sorted(self.generators.items()):
             array, rest = _flat_state(name, state)
             arrays[f"generator/{name}"] = array
             states[name] = rest
@@ -204,8 +204,3 @@ def _state_of(name: str, array: Tensor, rest: Any) -> Any:
         kind, position, has_gauss, gauss = rest
         return kind, array.numpy().view(np.uint32), position, has_gauss, gauss
     return array
-
-
-def same_context(a: Context, b: Context) -> bool:
-    """Whether two contexts have the same bits."""
-    return json.dumps(a.place) == json.dumps(b.place) and a.to_bytes() == b.to_bytes()

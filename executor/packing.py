@@ -1,6 +1,6 @@
 """Named tensors and JSON values as checked bytes: contexts, and what devices send each other.
 
-Layout, little-endian: 8 bytes kind and version, 4 bytes CRC-32 of all that follows, 8 bytes length
+Layout, little-endian: 8 bytes kind and version, 4 bytes CRC-32 of what follows, 8 bytes length
 of the header, the header (JSON: meta and the list of arrays), then the arrays without gaps. No
 pickles: reading runs no code. A CRC finds damage on the way; checkpoints carry a SHA-256 besides.
 """
@@ -38,7 +38,7 @@ def pack(meta: Any, arrays: Mapping[str, Tensor]) -> bytes:
         listed.append([name, dtype, list(array.shape)])
     header = json.dumps({"meta": meta, "arrays": listed}, sort_keys=True).encode()
     body = b"".join((header, *map(bytes_of, arrays.values())))
-    return _PREFIX.pack(_KIND, zlib.crc32(body), len(header)) + body
+    return _PREFIX.pack(_KIND, _checksum(body, len(header)), len(header)) + body
 
 
 def unpack(data: bytes | memoryview, where: object = "message") -> tuple[Any, dict[str, Tensor]]:
@@ -48,7 +48,7 @@ def unpack(data: bytes | memoryview, where: object = "message") -> tuple[Any, di
         raise ExecutorError("is not a packed message", where=where, value=f"{len(view)} bytes")
     _, checksum, header_size = _PREFIX.unpack(view[: _PREFIX.size])
     body = view[_PREFIX.size :]
-    if zlib.crc32(body) != checksum:
+    if _checksum(body, header_size) != checksum:
         raise ExecutorError("damaged: the checksum does not match", where=where)
     header = json.loads(bytes(body[:header_size]))
     arrays = {}
@@ -63,6 +63,10 @@ def unpack(data: bytes | memoryview, where: object = "message") -> tuple[Any, di
         arrays[name] = array
         at += size
     return header["meta"], arrays
+
+
+def _checksum(body: bytes | memoryview, header_size: int) -> int:
+    return zlib.crc32(body, zlib.crc32(struct.pack("<Q", header_size)))
 
 
 def bytes_of(array: Tensor) -> bytes:
