@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Better = Literal["lower", "higher", ""]
-Topic = Literal["Time", "Cluster", "Fairness", "Jobs"]
-TOPICS: tuple[Topic, ...] = ("Time", "Cluster", "Fairness", "Jobs")
+Topic = Literal["Time", "Cluster", "Serving", "Fairness", "Jobs"]
+TOPICS: tuple[Topic, ...] = ("Time", "Cluster", "Serving", "Fairness", "Jobs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +41,13 @@ _TITLES = {
     "gpu_hours_held": "GPU-hours held",
     "gpu_hours_lost": "GPU-hours lost",
     "gpu_hours_overhead": "GPU-hours of overhead",
+    "gpu_hours_done": "GPU-hours of work done",
+    "serving_ratio": "used by online services",
+    "serving_gpu_hours": "GPU-hours of online services",
+    "serving_wait_gpu_s": "waited for by online services",
+    "sla_violation_gpu_s": "violation of the service level",
+    "reclaimed_gpus": "GPUs given up to services",
+    "max_scale_in_s": "longest scale-in",
     "mean_rho": "mean rho",
     "p50_rho": "median rho",
     "p99_rho": "p99 rho",
@@ -108,14 +115,14 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         name="allocation_ratio", topic="Cluster", unit="", better="higher",
-        meaning="GPUs held by jobs over GPUs in service, averaged over time from the first"
-        " submission to the last end (shares of a GPU as fractions)",
+        meaning="GPUs held by jobs or used by online services over GPUs in service, averaged over"
+        " time from the first submission to the last end (shares of a GPU as fractions)",
         formula="∫ held GPUs dt / ∫ GPUs in service dt",
     ),
     Metric(
         name="utilisation", topic="Cluster", unit="", better="higher",
         meaning="the same, counting only time in which the held GPUs make progress: start,"
-        " restore and migration costs are not busy time",
+        " restore, migration and rescale costs are not busy time; a service's GPUs are busy",
         formula="∫ progressing GPUs dt / ∫ GPUs in service dt",
     ),
     Metric(
@@ -145,6 +152,45 @@ METRICS: tuple[Metric, ...] = (
         name="gpu_hours_overhead", topic="Cluster", unit="GPU h", better="lower",
         meaning="held without progress: start, restore and migration costs",
         formula="sum of overhead_gpu_s / 3600",
+    ),
+    Metric(
+        name="gpu_hours_done", topic="Cluster", unit="GPU h", better="higher",
+        meaning="work done by jobs, as GPU time at rate 1 (of an elastic job: a GPU of the"
+        " preferred type per logical worker), less what was lost",
+        formula="sum over intervals of (end_s - begin_s) x rate x GPUs at rate 1 / 3600 -"
+        " gpu_hours_lost",
+    ),
+    Metric(
+        name="serving_ratio", topic="Serving", unit="",
+        meaning="GPUs used by online services over GPUs in service, averaged over time",
+        formula="∫ serving GPUs dt / ∫ GPUs in service dt",
+    ),
+    Metric(
+        name="serving_gpu_hours", topic="Serving", unit="GPU h",
+        meaning="GPU time that online services used", formula="sum of (end_s - ready_s) / 3600",
+    ),
+    Metric(
+        name="serving_wait_gpu_s", topic="Serving", unit="GPU s", better="lower",
+        meaning="GPU-seconds for which online services waited for GPUs they had asked for",
+        formula="sum of (ready_s or end_s) - asked_s",
+    ),
+    Metric(
+        name="sla_violation_gpu_s", topic="Serving", unit="GPU s", better="lower",
+        meaning="of these, what is beyond the time within which jobs had to give way (--scale-in)",
+        formula="sum of max(0, wait - give_way_s)",
+    ),
+    Metric(
+        name="reclaimed_gpus", topic="Serving", unit="GPUs",
+        meaning="times that a job gave up a GPU for an online service", formula="count",
+    ),
+    *_spread(
+        "scale_in_s", "s", "scale-in",
+        "time in which a job left a GPU for an online service, over GPUs that it then used",
+        "ready_s - asked_s of reclaimed GPUs", "mean p50 p99", "Serving",
+    ),
+    Metric(
+        name="max_scale_in_s", topic="Serving", unit="s", better="lower",
+        meaning="the longest of these", formula="max of ready_s - asked_s of reclaimed GPUs",
     ),
     *_spread(
         "rho", "", "rho",
@@ -211,6 +257,10 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         name="migrations", topic="Jobs", unit="", better="lower",
         meaning="times a running job was moved to other devices", formula="sum over jobs",
+    ),
+    Metric(
+        name="resizes", topic="Jobs", unit="", better="lower",
+        meaning="times an elastic job was given more, fewer or other GPUs", formula="sum over jobs",
     ),
     Metric(
         name="failures", topic="Jobs", unit="",

@@ -64,8 +64,10 @@ def metrics_of(tables: RunTables, load: Series) -> dict[str, Number]:
     result |= _spread("bounded_slowdown", slowdowns(jobs, BOUND_S), "mean p50 p99")
     result |= _occupancy(tables, load)
     result["mean_fragmentation"] = _fragmentation(tables)
+    result |= _service_level(tables, load)
     for name, column in (("held", "service"), ("lost", "lost"), ("overhead", "overhead")):
         result[f"gpu_hours_{name}"] = float(getattr(jobs, f"{column}_gpu_s").sum()) / HOUR_S
+    result["gpu_hours_done"] = _done_gpu_s(tables) / HOUR_S
     rho = rhos(jobs, load.demand_gpus, tables.num_gpus)
     result |= _spread("rho", rho, "mean p50 p99")
     known = rho[~np.isnan(rho)]
@@ -78,7 +80,7 @@ def metrics_of(tables: RunTables, load: Series) -> dict[str, Number]:
     result["submitted_jobs"] = len(jobs) - int(status.get("unsubmitted", 0))
     for outcome in ("finished", "running", "waiting", "rejected", "unsubmitted"):
         result[f"{outcome}_jobs"] = int(status.get(outcome, 0))
-    for name in ("preemptions", "migrations", "failures"):
+    for name in ("preemptions", "migrations", "resizes", "failures"):
         result[name] = int(getattr(jobs, name).sum())
     return result
 
@@ -101,7 +103,7 @@ def _occupancy(tables: RunTables, load: Series) -> dict[str, Number]:
 
     def ratio(of: dict[str, Steps], names: tuple[str, ...]) -> float | None:
         capacity = sum(load.capacity[n].integral(*window) for n in names)
-        held = sum(of[n].integral(*window) for n in names)
+        held = sum(of[n].integral(*window) + load.serving[n].integral(*window) for n in names)
         return held / capacity if capacity > 0 else None
 
     types = tables.gpu_types
@@ -116,6 +118,41 @@ def _occupancy(tables: RunTables, load: Series) -> dict[str, Number]:
         if tables.gpus_by_type[name]:
             result[f"utilisation[{name}]"] = ratio(load.progressing, (name,))
     return result
+
+
+def _service_level(tables: RunTables, load: Series) -> dict[str, Number]:
+    """What online services had and waited for; nothing of a run without any."""
+    loans = tables.loans
+    if loans is None:
+        return {}
+    window = (tables.start_s, tables.end_s)
+    capacity = load.total("capacity").integral(*window)
+    used_gpu_s = load.total("serving").integral(*window)
+    waited_s = loans.ready_s - loans.asked_s
+    left_s = waited_s[loans.reclaimed & loans.got]
+    result: dict[str, Number] = {
+        "serving_ratio": used_gpu_s / capacity if capacity > 0 else None,
+        "serving_gpu_hours": used_gpu_s / HOUR_S,
+        "serving_wait_gpu_s": float(waited_s.sum()),
+        # Beyond rounding: times of day are large beside a wait.
+        "sla_violation_gpu_s": float(
+            np.where(waited_s > loans.allowed_s + 1e-6, waited_s - loans.allowed_s, 0.0).sum()
+        ),
+        "reclaimed_gpus": int(loans.reclaimed.sum()),
+    }
+    result |= _spread("scale_in_s", left_s, "mean p50 p99")
+    result["max_scale_in_s"] = float(left_s.max()) if len(left_s) else None
+    return result
+
+
+def _done_gpu_s(tables: RunTables) -> float:
+    """Work done, at rate 1, less what was lost."""
+    holds, jobs = tables.holds, tables.jobs
+    first = holds.first_of_interval
+    job = holds.job[first]
+    work_s = (holds.end_s - holds.begin_s)[first] * holds.rate[first]
+    done = float((work_s * jobs.full_milli[job]).sum()) / MILLI
+    return done - float(jobs.lost_gpu_s.sum())
 
 
 def _fragmentation(tables: RunTables) -> float | None:

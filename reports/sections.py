@@ -65,6 +65,7 @@ def _results(shown: Sequence[Subject]) -> Section:
             ),
         )
         for topic in TOPICS
+        if any(definition(name).topic == topic for name in names)
     )
     words = ("What each metric means stands at the end. A dash: it has no value here.",)
     return Section(anchor="results", title="Results", words=words, blocks=blocks)

@@ -127,7 +127,10 @@ class Bins:
 class Series:
     """The load of a run over time, exact.
 
-    ``allocated``, ``progressing`` and ``capacity`` are GPUs by GPU type (shares as fractions);
+    ``allocated``, ``progressing`` and ``capacity`` are GPUs by GPU type (shares as fractions):
+    those that jobs hold (also while they leave them to a service), those on which they get on, and
+    those in service; ``serving``: those that online services use, ``serving_waits``:
+    those that they wait for;
     ``demand_gpus`` are the GPUs asked for by all active jobs, ``waiting_gpus`` by those of them
     that hold nothing.
     """
@@ -135,6 +138,8 @@ class Series:
     allocated: dict[str, Steps]
     progressing: dict[str, Steps]
     capacity: dict[str, Steps]
+    serving: dict[str, Steps]
+    serving_waits: Steps
     active_jobs: Steps
     running_jobs: Steps
     waiting_jobs: Steps
@@ -142,7 +147,7 @@ class Series:
     waiting_gpus: Steps
 
     def total(self, name: str) -> Steps:
-        """Sum over GPU types of ``allocated``, ``progressing`` or ``capacity``."""
+        """Sum over GPU types of ``allocated``, ``progressing``, ``capacity`` or ``serving``."""
         sums = Steps(np.zeros(0), np.zeros(0))
         for steps in getattr(self, name).values():
             sums = sums.plus(steps)
@@ -153,6 +158,7 @@ def series(tables: RunTables) -> Series:
     """Derive the exact step functions of a run from its tables."""
     holds, jobs = tables.holds, tables.jobs
     allocated, progressing, capacity = {}, {}, {}
+    serving, leaving, waits = _of_services(tables)
     change = tables.device_changes
     for code, name in enumerate(tables.gpu_types):
         of = holds.gpu_type == code
@@ -163,6 +169,8 @@ def series(tables: RunTables) -> Series:
         progressing[name] = Steps.from_intervals(
             holds.begin_s[of], holds.end_s[of], weight, 1 / MILLI
         )
+        if name in leaving:
+            allocated[name] = allocated[name].plus(leaving[name])
         of = change.gpu_type == code
         base = np.array([tables.gpus_by_type.get(name, 0)], dtype=np.int64)
         capacity[name] = Steps.from_changes(
@@ -182,9 +190,32 @@ def series(tables: RunTables) -> Series:
         allocated=allocated,
         progressing=progressing,
         capacity=capacity,
+        serving=serving,
+        serving_waits=waits,
         active_jobs=active_jobs,
         running_jobs=running_jobs,
         waiting_jobs=active_jobs.plus(running_jobs, -1),
         demand_gpus=demand,
         waiting_gpus=demand.plus(served, -1),
     )
+
+
+def _of_services(tables: RunTables) -> tuple[dict[str, Steps], dict[str, Steps], Steps]:
+    """What services use by type, what jobs are still leaving for them, and what they wait for."""
+    loans = tables.loans
+    none = Steps(np.zeros(0), np.zeros(0))
+    if loans is None:
+        return dict.fromkeys(tables.gpu_types, none), {}, none
+    serving, leaving = {}, {}
+    for code, name in enumerate(tables.gpu_types):
+        of = loans.gpu_type == code
+        used = of & loans.got
+        left = of & loans.reclaimed
+        serving[name] = Steps.from_intervals(
+            loans.ready_s[used], loans.end_s[used], np.ones(int(used.sum()), dtype=np.int64)
+        )
+        leaving[name] = Steps.from_intervals(
+            loans.asked_s[left], loans.ready_s[left], np.ones(int(left.sum()), dtype=np.int64)
+        )
+    ones = np.ones(len(loans.asked_s), dtype=np.int64)
+    return serving, leaving, Steps.from_intervals(loans.asked_s, loans.ready_s, ones)

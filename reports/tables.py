@@ -31,12 +31,15 @@ _JOB_NUMBERS = (
     "duration_s",
     "num_gpus",
     "gpu_milli",
+    "num_workers",
+    "max_gpus",
     "start_s",
     "finish_s",
     "jct_s",
     "queueing_s",
     "preemptions",
     "migrations",
+    "resizes",
     "failures",
     "service_gpu_s",
     "overhead_gpu_s",
@@ -48,7 +51,8 @@ _JOB_NUMBERS = (
 class Jobs:
     """The jobs table as arrays of one length. Unknown numbers are NaN.
 
-    ``milli`` is what a job asks for in milli-GPUs. ``end_s`` is when it left the system: its
+    ``milli`` is what a job asks for in milli-GPUs. ``full_milli`` is what rate 1 stands for: the
+    same, of an elastic job one GPU per logical worker. ``end_s`` is when it left the system: its
     completion, or the end of the log. ``active`` are jobs that were submitted and not rejected.
     """
 
@@ -60,12 +64,14 @@ class Jobs:
     duration_s: Floats
     num_gpus: Ints
     milli: Ints
+    full_milli: Ints
     start_s: Floats
     finish_s: Floats
     jct_s: Floats
     queueing_s: Floats
     preemptions: Ints
     migrations: Ints
+    resizes: Ints
     failures: Ints
     service_gpu_s: Floats
     overhead_gpu_s: Floats
@@ -83,7 +89,8 @@ class Holds:
     """The allocations table as arrays: one row per job, node and interval.
 
     ``job`` is the row in the jobs table, ``gpu_type`` an index into ``RunTables.gpu_types``,
-    ``milli`` the milli-GPUs held. ``first_of_interval`` marks one row for each interval of a job.
+    ``milli`` the milli-GPUs held, ``rate`` the job's progress per second. ``first_of_interval``
+    marks one row for each interval of a job.
     """
 
     job: Ints
@@ -92,6 +99,7 @@ class Holds:
     start_s: Floats
     begin_s: Floats
     end_s: Floats
+    rate: Floats
     first_of_interval: Bools
 
 
@@ -104,12 +112,31 @@ class DeviceChanges:
     change: Ints
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loans:
+    """The loans table as arrays: one row per device and stay with an online service.
+
+    ``gpu_type``: an index into ``RunTables.gpu_types``. ``ready_s`` is ``end_s`` for what could
+    never be used. ``reclaimed``: a job gave it up. ``got``: it could be used. ``allowed_s``: the
+    time within which a job had to leave it.
+    """
+
+    gpu_type: Ints
+    asked_s: Floats
+    ready_s: Floats
+    end_s: Floats
+    reclaimed: Bools
+    got: Bools
+    allowed_s: Floats
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunTables:
     """One run, read. ``label`` is what figures and tables call it.
 
     ``start_s`` is the first submission that was not rejected, ``end_s`` the last instant anything
-    was held or finished (for a partial run, the end of its log).
+    was held or finished (for a partial run, the end of its log). ``loans`` is None in a run without
+    an online service.
     """
 
     log: RunLog
@@ -121,6 +148,7 @@ class RunTables:
     device_changes: DeviceChanges
     start_s: float
     end_s: float
+    loans: Loans | None = None
 
     @property
     def num_gpus(self) -> int:
@@ -149,7 +177,10 @@ def read(run: RunLog, label: str | None = None) -> RunTables:
     jobs = _jobs(run, job_table, numbers, holds)
     counted = jobs.submit_s[jobs.active]
     start_s = float(counted.min()) if len(counted) else 0.0
+    loans = _loans(run, types)
     ends = np.concatenate([holds.end_s, jobs.finish_s[jobs.finished]])
+    if loans is not None:
+        ends = np.concatenate([ends, loans.end_s])
     return RunTables(
         log=run,
         label=label or str(run.record.get("name") or run.path.name),
@@ -160,6 +191,7 @@ def read(run: RunLog, label: str | None = None) -> RunTables:
         device_changes=changes,
         start_s=start_s,
         end_s=max(float(ends.max()) if len(ends) else start_s, start_s),
+        loans=loans,
     )
 
 
@@ -183,8 +215,10 @@ def _jobs(run: RunLog, table: pa.Table, numbers: dict[str, Floats], holds: Holds
     end_s = np.where(finished, numbers["finish_s"], np.maximum(max(last), submit_s))
     whole = {
         name: np.nan_to_num(numbers[name]).astype(np.int64)
-        for name in ("num_gpus", "gpu_milli", "preemptions", "migrations", "failures")
+        for name in ("num_gpus", "gpu_milli", "preemptions", "migrations", "resizes", "failures")
     }
+    milli = whole["num_gpus"] * whole["gpu_milli"]
+    workers = np.nan_to_num(numbers["num_workers"]).astype(np.int64)
     return Jobs(
         job_id=table["job_id"].to_pandas(),
         user=_labels(table, "user"),
@@ -193,13 +227,15 @@ def _jobs(run: RunLog, table: pa.Table, numbers: dict[str, Floats], holds: Holds
         submit_s=submit_s,
         duration_s=numbers["duration_s"],
         num_gpus=whole["num_gpus"],
-        milli=whole["num_gpus"] * whole["gpu_milli"],
+        milli=milli,
+        full_milli=np.where(np.isnan(numbers["max_gpus"]), milli, workers * MILLI),
         start_s=numbers["start_s"],
         finish_s=numbers["finish_s"],
         jct_s=numbers["jct_s"],
         queueing_s=numbers["queueing_s"],
         preemptions=whole["preemptions"],
         migrations=whole["migrations"],
+        resizes=whole["resizes"],
         failures=whole["failures"],
         service_gpu_s=np.nan_to_num(numbers["service_gpu_s"]),
         overhead_gpu_s=np.nan_to_num(numbers["overhead_gpu_s"]),
@@ -242,7 +278,29 @@ def _holds(run: RunLog, held: pa.Table, jobs: pa.Table, types: list[str]) -> Hol
         start_s=start_s,
         begin_s=_floats(held, "begin_s"),
         end_s=end_s,
+        rate=_floats(held, "rate"),
         first_of_interval=first,
+    )
+
+
+def _loans(run: RunLog, types: list[str]) -> Loans | None:
+    services = run.record.get("services")
+    if not services:
+        return None
+    table = run.arrow("loans")
+    allowed = {s["gpu_type"]: float(s["give_way_s"]) for s in services}
+    names = table["gpu_type"].to_pylist()
+    source = table["source"].cast(pa.string()).to_numpy(zero_copy_only=False)
+    end_s, ready_s = _floats(table, "end_s"), _floats(table, "ready_s")
+    got = ~np.isnan(ready_s)
+    return Loans(
+        gpu_type=np.array([types.index(name) for name in names], dtype=np.int64),
+        asked_s=_floats(table, "asked_s"),
+        ready_s=np.where(got, ready_s, end_s),
+        end_s=end_s,
+        reclaimed=source == "reclaimed",
+        got=got,
+        allowed_s=np.array([allowed.get(name, 0.0) for name in names], dtype=np.float64),
     )
 
 

@@ -102,6 +102,8 @@ EXPECTED: dict[str, float] = {
     "gpu_hours_held": 460 / 3600,
     "gpu_hours_lost": 5 / 3600,
     "gpu_hours_overhead": 2 * 10 / 3600,
+    # a 100 s on 2 GPUs, b 40 on 4, c (10 + 30) on half a one less what it lost, e 60
+    "gpu_hours_done": (200 + 160 + 20 - 5 + 60) / 3600,
     "mean_rho": sum(RHO.values()) / 4,
     "p50_rho": (RHO["a"] + RHO["c"]) / 2,
     "p99_rho": RHO["c"] + 0.97 * (RHO["b"] - RHO["c"]),
@@ -118,6 +120,7 @@ EXPECTED: dict[str, float] = {
     "unsubmitted_jobs": 0,
     "preemptions": 1,
     "migrations": 0,
+    "resizes": 0,
     "failures": 0,
 }
 
