@@ -38,6 +38,7 @@ from executor.levels import Agreement
 from executor.pool import Handle, Place, WorkerPool
 from executor.reduce import BUCKET_BYTES
 from executor.replica import StepReport
+from executor.shards import Kept, Reshuffle, Sharding, ShardMap, assigned, covering
 from executor.task import TaskSpec
 from traces.workermap import WorkerMap
 
@@ -60,6 +61,8 @@ class JobSpec:
 
     ``resume``: begin from the last checkpoint in the folder, if there is one. ``faults`` are
     injected. ``agreement``: on a determinism level, with what the job's lanes have in common.
+    ``sharding``: of the sparse tables; None: every device holds all rows. It changes no bit, and
+    a checkpoint does not know of it.
     Raises ExecutorError for numbers out of range.
     """
 
@@ -72,6 +75,7 @@ class JobSpec:
     resume: bool = False
     faults: tuple[Fault, ...] = ()
     agreement: Agreement | None = None
+    sharding: Sharding | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "steps"):
@@ -89,6 +93,7 @@ class _Target:
     contexts: Mapping[int, bytes] | None
     path: str | None = None
     holders: tuple[Handle, ...] = ()
+    rows: Kept[Handle] | None = None
 
 
 class Job:
@@ -132,6 +137,10 @@ class Job:
         self._handed: dict[int, Mapping[int, bytes]] = {}
         self._faults = list(spec.faults)
         self._order: Any = None
+        # Of sharded tables: names of holdings, and what the next generation begins with.
+        self._holdings = itertools.count(1)
+        self._holding: int | None = None
+        self._shard_map: ShardMap | None = None
         # What is wanted.
         self._wanted: WorkerMap | None = None
         self._pause_at = spec.steps
@@ -574,6 +583,9 @@ class Job:
         if self._blamed:
             self._bury_blamed()
             return
+        if forward := self._forward({h: found[h].value for h in survey if h in found}):
+            yield forward
+            found = yield survey
         surveys: dict[Handle, m.Surveyed] = {h: found[h].value for h in survey if h in found}
         target = self._decide(surveys)
         for surveyed in surveys.values():
@@ -590,6 +602,17 @@ class Job:
         yield from self._bring_to(target, devices)
         leaving = [h for gpu, h in self.members.items() if gpu not in devices]
         yield from self._configure(target, devices, wanted, leaving)
+
+    def _forward(self, surveys: Mapping[Handle, m.Surveyed]) -> dict[Handle, m.Request]:
+        """Whose shards are a step behind those of others, and can do that step alone."""
+        if self.spec.sharding is None:
+            return {}
+        latest = max((s.step for s in surveys.values() if s.step is not None), default=0)
+        return {
+            handle: m.Forward(step=latest)
+            for handle, surveyed in surveys.items()
+            if surveyed.prepared and surveyed.step == latest - 1
+        }
 
     def _missing(self, wanted: WorkerMap | None) -> dict[Handle, m.Request]:
         """Take workers for devices that have none, and have them build the task."""
@@ -625,9 +648,15 @@ class Job:
                 replicas.setdefault(surveyed.step, []).append(handle)
         if self._distrust is None:
             for step in sorted(replicas, reverse=True):
-                if len(contexts.get(step, {})) == self.spec.num_workers:
+                rows = covering({handle: surveys[handle].rows for handle in replicas[step]})
+                if len(contexts.get(step, {})) == self.spec.num_workers and (
+                    rows is not None or self.spec.sharding is None
+                ):
                     return _Target(
-                        step=step, contexts=contexts[step], holders=tuple(replicas[step])
+                        step=step,
+                        contexts=contexts[step],
+                        holders=tuple(replicas[step]),
+                        rows=rows,
                     )
         return self._from_file()
 
@@ -668,6 +697,9 @@ class Job:
             )
             return
         writer = target.holders[0]
+        if target.rows is not None:
+            writer = next(iter(target.rows.numbers))
+            yield self._together(target, target.rows, writer)
         replies = yield {writer: m.Save(contexts=target.contexts)}
         if writer in replies:
             path = str(replies[writer].value)
@@ -676,6 +708,14 @@ class Job:
     def _bring_to(self, target: _Target, devices: Mapping[Place, Handle]) -> Script:
         """Give every device of the new map the state of the target."""
         needy = [h for h in devices.values() if h not in target.holders]
+        self._shard_map = self._holding = None
+        if self.spec.sharding is not None:
+            before = {} if target.rows is None else target.rows.numbers
+            numbers = [before[h][0] if h in before else None for h in devices.values()]
+            self._shard_map = assigned(numbers, self.spec.sharding.mirrored)
+            if target.rows is not None:
+                yield from self._bring_rows(target, target.rows, list(devices.values()), needy)
+                return
         if not needy:
             return
         if target.path is not None:
@@ -687,22 +727,59 @@ class Job:
         else:
             yield self._moves(target, needy)
 
-    def _moves(self, target: _Target, needy: list[Handle]) -> dict[Handle, m.Request]:
-        """Newcomers are shared out over the peers that have the state."""
+    def _bring_rows(
+        self, target: _Target, rows: Kept[Handle], devices: list[Handle], needy: list[Handle]
+    ) -> Script:
+        """Give every device the rows of its shards, and newcomers the dense state."""
+        assert self._shard_map is not None
+        wanted = {h: self._shard_map.held(index) for index, h in enumerate(devices)}
+        self._holding = rows.holding
+        if rows.size == len(devices) and wanted == dict(rows.numbers) and not needy:
+            return
+        self._holding = next(self._holdings)
+        holders = [h for h in target.holders if h in rows.numbers]
+        moves = self._moves(target, needy, [h for h in holders if h not in needy])
+        plan = _plan(list(moves), rows, wanted, len(devices))
+        yield {
+            handle: m.Reshard(move=move, plan=plan, holding=rows.holding, into=self._holding)
+            for handle, move in moves.items()
+        }
+
+    def _together(
+        self, target: _Target, rows: Kept[Handle], writer: Handle
+    ) -> dict[Handle, m.Request]:
+        """Put all rows together on the device that writes."""
+        moves = self._moves(target, [], rows.numbers, purpose="gather")
+        plan = _plan(list(moves), rows, {writer: (0,)}, 1)
+        return {
+            handle: m.Reshard(move=move, plan=plan, holding=rows.holding, into=None)
+            for handle, move in moves.items()
+        }
+
+    def _moves(
+        self,
+        target: _Target,
+        needy: list[Handle],
+        others: Iterable[Handle] = (),
+        *,
+        purpose: str = "move",
+    ) -> dict[Handle, m.Move]:
+        """Newcomers are shared out over the peers that have the state; ``others`` are there too."""
         sources = list(target.holders)[: len(needy)]
-        party = [*sources, *needy]
-        batch: dict[Handle, m.Request] = {}
+        party = [*sources, *needy, *(h for h in others if h not in sources)]
+        batch: dict[Handle, m.Move] = {}
         for index, handle in enumerate(party):
             targets = tuple(
                 len(sources) + i for i in range(len(needy)) if i % len(sources) == index
             )
-            source = None if index < len(sources) else (index - len(sources)) % len(sources)
+            receives = handle in needy
+            source = (index - len(sources)) % len(sources) if receives else None
             batch[handle] = m.Move(
                 generation=self._generation,
-                meeting=self._meeting("move", index, len(party)),
+                meeting=self._meeting(purpose, index, len(party)),
                 step=target.step,
                 source=source,
-                targets=targets if source is None else (),
+                targets=targets if index < len(sources) else (),
                 faults=tuple(self._faults),
             )
         return batch
@@ -720,6 +797,7 @@ class Job:
         spare = [h for g, h in self._joining.items() if g not in devices]
         self._leaving += [*leaving, *spare]
         batch: dict[Handle, m.Request] = {handle: m.Detach() for handle in self._leaving}
+        number = next(self._holdings)
         for index, handle in enumerate(devices.values()):
             mine = None
             if target.contexts is not None:
@@ -732,6 +810,9 @@ class Job:
                 step=target.step,
                 contexts=mine,
                 faults=tuple(self._faults),
+                shards=self._shard_map,
+                holding=self._holding,
+                number=number,
             )
         if target.contexts is not None:
             self._handed = {target.step: target.contexts}
@@ -786,6 +867,20 @@ class Job:
 
 
 _OWN_WORK = frozenset({"attach", "configure", "compute", "apply", "write"})
+
+
+def _plan(
+    party: list[Handle],
+    rows: Kept[Handle],
+    wanted: Mapping[Handle, tuple[int, ...]],
+    size: int,
+) -> Reshuffle:
+    return Reshuffle(
+        held=tuple(rows.numbers.get(handle, ()) for handle in party),
+        size_before=rows.size,
+        wanted=tuple(wanted.get(handle, ()) for handle in party),
+        size_after=size,
+    )
 
 
 def _spread(gpus: Iterable[Place], num_workers: int) -> WorkerMap:

@@ -4,7 +4,7 @@ A rank's micro-batch, its dropout and its loss are functions of (seed, step, ran
 ``models.train.step`` has them, so a logical worker's context is its number and its place, and a run
 of the engine has the bits of ``models.train.trainer.train`` with as many ranks.
 
-Leaves out: evaluation and logs, which are the trainer's; sharding of the tables.
+Leaves out: evaluation and logs, which are the trainer's.
 """
 
 from __future__ import annotations
@@ -94,6 +94,15 @@ class LongerTask:
     def buffers(self) -> Mapping[str, Tensor]:
         """Return nothing: LONGER has no state that depends on the rank."""
         return {}
+
+    def ids(self, batch: Any) -> Mapping[str, Tensor]:
+        """Return the ids of events, candidates, users and cross features."""
+        return {
+            "item": torch.cat([batch.item, batch.candidate_item]),
+            "category": torch.cat([batch.category, batch.candidate_category]),
+            "user": batch.user,
+            "cross": batch.cross.reshape(-1),
+        }
 
     def micro_step(self, rank: int, batch: Any) -> Gradients:
         """Return the gradients of one rank's share. Raises ModelError for a loss not finite."""

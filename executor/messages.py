@@ -17,6 +17,7 @@ from executor.errors import ExecutorError
 from executor.faults import Fault
 from executor.levels import Agreement
 from executor.replica import StepReport
+from executor.shards import Held, Reshuffle, ShardMap
 from executor.task import TaskSpec
 
 
@@ -119,7 +120,9 @@ class Configure:
     """Begin a generation after ``step`` steps; the reply is the step of the replica.
 
     ``blocks``: first rank and last rank + 1 of every device; ``contexts``: those of our ranks and
-    of the ranks we keep copies of, None before the first step.
+    of the ranks we keep copies of, None before the first step. ``shards``: of the tables, if they
+    are sharded; ``holding``: the rows that become ours, None if our tables are whole; ``number``:
+    how those that are kept are called then.
     """
 
     generation: int
@@ -128,6 +131,32 @@ class Configure:
     step: int
     contexts: Mapping[int, bytes] | None
     faults: tuple[Fault, ...] = ()
+    shards: ShardMap | None = None
+    holding: int | None = None
+    number: int = 0
+    serial: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reshard:
+    """Move rows of sharded tables, and state to newcomers as ``Move`` does.
+
+    ``holding``: where the rows come from; ``into``: what they are called then, None to keep them
+    for a file; the reply is the bytes sent.
+    """
+
+    move: Move
+    plan: Reshuffle
+    holding: int
+    into: int | None
+    serial: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forward:
+    """Do the step that others have committed, from what is here; the reply is our step."""
+
+    step: int
     serial: int = 0
 
 
@@ -160,7 +189,7 @@ class Detach:
     serial: int = 0
 
 
-Request = Attach | Move | Restore | Configure | Survey | Digest | Save | Detach
+Request = Attach | Move | Restore | Reshard | Forward | Configure | Survey | Digest | Save | Detach
 
 
 # Orders without a reply.
@@ -219,11 +248,14 @@ class Surveyed:
     """What a device holds: its replica's step (None: in pieces), contexts by step and rank.
 
     ``last``: the step that it committed last, which nobody may have been told of.
+    ``rows``: of sharded tables, all after that step. ``prepared``: the next step can be done alone.
     """
 
     step: int | None
     contexts: Mapping[int, Mapping[int, bytes]]
     last: StepReport | None
+    rows: tuple[Held, ...] = ()
+    prepared: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,6 +85,10 @@ class ModuleTask:
         """Return the live buffers that depend on the rank."""
         return self._of_rank
 
+    def ids(self, batch: Any) -> Mapping[str, Tensor]:
+        """Return nothing: there are no tables."""
+        return {}
+
     def micro_step(self, rank: int, batch: Any) -> Gradients:
         """Return the gradients of the mean loss of one batch.
 

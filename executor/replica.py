@@ -8,14 +8,16 @@ A step on every device::
     payload    all-to-all: contexts after this step to the device that keeps a copy of them, partial
                sums of sparse rows to the device that sums their id
     buckets    chunks folded along the tree, all-gather
-    sparse     sums of all rows, all-gather
+    sparse     sums of all rows, all-gather (sharded tables: ``executor.rows`` instead)
     apply      the update; with it the step is *committed* here
 
 Parameters change only in ``apply``; a step that breaks before leaves the last committed state and
 contexts. A device commits only after everybody has everybody's partial sums and copies of
 contexts, so whoever survives a death holds the contexts of every rank for some step at which a
 survivor's replica is: the contexts of the last committed step and those of the step in flight are
-both kept until the next commit.
+both kept until the next commit. With sharded tables a device commits only after everybody has all
+that the update needs, and what was to be applied is kept until the next step, so whoever survives
+a death can still do (``forward``) the step that another survivor has done.
 
 Leaves out: who decides what is done after a break (``executor.job``).
 """
@@ -25,6 +27,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,9 +41,13 @@ from executor.faults import Probe
 from executor.hashing import checksum
 from executor.packing import pack, unpack
 from executor.reduce import DenseReducer, Order
+from executor.reshard import Holding, columns_of, filled, part_of, reshuffled
+from executor.rows import RefusedError, Rows
+from executor.shards import Held, Reshuffle, ShardMap
 from executor.task import Task
 from executor.tree import Block, Fold
 from models.sparse.gradients import SparseGradient
+from models.sparse.table import EmbeddingTable
 from models.train.step import Gradients
 
 STOP = 1  # header flag: pause after this step
@@ -49,10 +56,14 @@ _FIXED = 2  # header words before the sizes: flags, checksum
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Which ranks each device of a generation holds, in rank order, and which device this is."""
+    """Which ranks each device of a generation holds, in rank order, and which device this is.
+
+    ``shards``: who owns which rows of the tables; None: every device has all.
+    """
 
     blocks: tuple[range, ...]
     index: int
+    shards: ShardMap | None = None
 
     @property
     def own(self) -> range:
@@ -117,6 +128,11 @@ class Replica:
         self._layout = Layout(blocks=(range(task.num_workers),), index=0)
         self._exchange: Exchange | None = None
         self._reducer: DenseReducer | None = None
+        # Of sharded tables: rows by the name of the holding, and what was to be applied last.
+        self._holdings: dict[int, Holding] = {}
+        self._live: int | None = None
+        self._rows: Rows | None = None
+        self._prepared: Gradients | None = None
 
     @property
     def step(self) -> int:
@@ -168,12 +184,20 @@ class Replica:
         }
 
     def configure(
-        self, layout: Layout, exchange: Exchange, contexts: Mapping[int, bytes | Context]
+        self,
+        layout: Layout,
+        exchange: Exchange,
+        contexts: Mapping[int, bytes | Context],
+        *,
+        holding: int | None = None,
+        number: int = 0,
     ) -> None:
         """Begin a generation: hold these ranks, with these contexts of the step that is committed.
 
-        ``contexts`` has those of our ranks and of the ranks we keep copies of. Raises ExecutorError
-        if one is missing, damaged or of another step.
+        ``contexts`` has those of our ranks and of the ranks we keep copies of. With shards:
+        ``holding`` names the rows that are ours now; None: our tables are whole, and those of our
+        shards are kept, as holding ``number``. Raises ExecutorError if a context or the holding is
+        missing, damaged or of another step.
         """
         drafts = _Drafts()
         for rank in layout.own:
@@ -204,9 +228,31 @@ class Replica:
             scale=self.task.scale,
         )
         self._fetcher.follow({rank: c.place for rank, c in drafts.own.items()})
+        if layout.shards is not None:
+            self._hold(layout.shards, exchange, holding, number)
+
+    def _hold(self, shards: ShardMap, exchange: Exchange, holding: int | None, number: int) -> None:
+        """Make the rows of a holding the ones of the task."""
+        tables = self.task.tables
+        self._prepared = None
+        if holding is None:
+            numbers = shards.held(exchange.index)
+            held = Held(holding=number, size=shards.size, numbers=numbers)
+            whole = {} if tables is None else tables.tables
+            parts = part_of(whole, self.task.seed, shards.size, numbers)
+            self._holdings, holding = {number: Holding(held=held, tables=parts)}, number
+        if holding not in self._holdings:
+            raise ExecutorError("no such rows here", value=holding, expected="a reshuffle first")
+        self._live = holding
+        if tables is not None:
+            tables.tables.update(self._holdings[holding].tables)
+            self._rows = Rows(tables, self.task.seed, shards, exchange, exchange.index)
 
     def release(self) -> None:
         """Leave the generation: close the exchange; state and contexts stay."""
+        if self._rows is not None:
+            self._rows.close()
+            self._rows = None
         if self._reducer is not None:
             self._reducer.close()
             self._reducer = None
@@ -244,6 +290,9 @@ class Replica:
         if exchange is None or reducer is None:
             raise ExecutorError("the device belongs to no generation", expected="configure first")
         sent_before = exchange.sent_bytes
+        self._prepared = None
+        # All devices of the generation are configured: what was held before is not needed any more.
+        self._holdings = {n: h for n, h in self._holdings.items() if n == self._live}
         drafts = self._held[self.step + 1] = _Drafts()
         reducer.begin()
         losses, partials = self._micro_steps(reducer, drafts)
@@ -257,9 +306,13 @@ class Replica:
         sums = self._unpack(received, drafts) if exchange.size > 1 else [partials]
         self._look_for_garbage(headers)
         dense = reducer.finish()
-        sparse_total = self._sparse_total(exchange, sums)
         by_rank = self._losses(headers)
-        self._apply(Gradients(loss=self._tree_of(by_rank), dense=dense, sparse=sparse_total))
+        loss = self._tree_of(by_rank)
+        if self._rows is None:
+            total = Gradients(loss=loss, dense=dense, sparse=self._sparse_total(exchange, sums))
+        else:
+            total = self._agreed(self._rows, Gradients(loss=loss, dense=dense, sparse={}), sums)
+        self._apply(total)
         self._commit()
         stopping = any(int(row[0]) & STOP for row in headers)
         self.last = StepReport(
@@ -270,6 +323,34 @@ class Replica:
             sent_bytes=exchange.sent_bytes - sent_before,
         )
         return self.last
+
+    def _agreed(
+        self, rows: Rows, total: Gradients, sums: Sequence[Mapping[str, SparseGradient]]
+    ) -> Gradients:
+        """Return the gradient with the rows held here; from then on we can do the step alone."""
+        rows.bring(sums, self.step)
+        self._prepared = total = replace(total, sparse=rows.held_sums)
+        try:
+            rows.agree(self.step)
+        except RefusedError:
+            self.phase = "apply"
+            raise
+        return total
+
+    def forward(self, step: int) -> None:
+        """Do the step that others have committed and we have not, from what we have of it.
+
+        Raises ExecutorError if that is not there; then the step was committed nowhere.
+        """
+        if self.step + 1 == step and self._prepared is not None:
+            self._apply(self._prepared)
+            self._commit()
+        if self.step != step:
+            raise ExecutorError(
+                "the step cannot be done again from what is here",
+                value=self.step,
+                expected=f"step {step}",
+            )
 
     def _loss_scale(self) -> float:
         """Mean losses of ranks are averaged, shares of a mean are summed, as gradients are."""
@@ -283,13 +364,21 @@ class Replica:
         before = self._held[step].own
         losses, parts = [], []
         exchanging = len(self._layout.blocks) > 1
+        batches: dict[int, tuple[Any, Any]] = {}
+        if self._rows is not None:
+            self.phase = "exchange"
+            batches = {rank: self._fetcher.next(rank, before[rank].place) for rank in own}
+            self._rows.fetch([task.ids(batch) for batch, _ in batches.values()])
         self.phase = "turn"
         with borrowed_generators(task.generators, task.device):
             self.phase = "compute"
             for rank in own:
                 spoil = self.probe("micro-step", step, range(rank, rank + 1)) == "nan"
                 context = before[rank]
-                batch, place = self._fetcher.next(rank, context.place)
+                if rank in batches:
+                    batch, place = batches.pop(rank)
+                else:
+                    batch, place = self._fetcher.next(rank, context.place)
                 enter(context, task.buffers(), task.device)
                 if rank == own[-1] and self._overlap and exchanging and not spoil:
                     reducer.arm(rank)
@@ -304,6 +393,8 @@ class Replica:
                 reducer.push(rank, part.dense)
                 losses.append(float(part.loss))
                 parts.append(part.sparse)
+        if self._rows is not None:
+            self._rows.forget()
         if task.tables is None:
             return losses, {}
         return losses, sparse.partial_sums(parts, own, task.num_workers)
@@ -319,7 +410,8 @@ class Replica:
         size = len(self._layout.blocks)
         if size == 1:
             return [b""]
-        rows = sparse.split(partials, size) if partials else [{} for _ in range(size)]
+        summer = None if self._rows is None else self._rows.owner
+        rows = sparse.split(partials, size, summer) if partials else [{} for _ in range(size)]
         copier = (self._layout.index + 1) % size
         wanted = {copier, 0} if gather_contexts else {copier}
         packed = {rank: c.to_bytes() for rank, c in drafts.own.items()} if wanted else {}
@@ -465,9 +557,78 @@ class Replica:
     def adopt(self, step: int, arrays: Mapping[str, Tensor]) -> None:
         """Become another replica: a newcomer, or one that is behind."""
         self.whole = False
+        self._holdings, self._live, self._prepared = {}, None, None
+        if self.task.tables is not None:
+            self.task.tables.reader = None
         self.task.restore(step, arrays)
         self._held, self.last = {}, None
         self.whole = True
+
+    # Sharded tables between generations.
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the step after the last one committed could be done here alone."""
+        return self._prepared is not None and self.whole
+
+    def held_rows(self) -> tuple[Held, ...]:
+        """Return the holdings that are here."""
+        return tuple(h.held for h in self._holdings.values()) if self.whole else ()
+
+    def state_without_rows(self) -> dict[str, Tensor]:
+        """Return the task's state, with tables that are empty."""
+        tables = self.task.tables
+        if tables is None:
+            return self.task.state()
+        full = dict(tables.tables)
+        tables.tables.update({name: table.like() for name, table in full.items()})
+        try:
+            return self.task.state()
+        finally:
+            tables.tables.update(full)
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """Return all shared state. With shards: all devices at once; rows only on device 0."""
+        shards = self._layout.shards
+        if shards is None or self._live is None:
+            return self.task.state()
+        if self._exchange is None:
+            raise ExecutorError("the device belongs to no generation", expected="configure first")
+        plan = Reshuffle(
+            held=tuple(shards.held(device) for device in range(shards.size)),
+            size_before=shards.size,
+            wanted=tuple((0,) if device == 0 else () for device in range(shards.size)),
+            size_after=1,
+        )
+        return self.gathered(self._exchange, plan, self._live)
+
+    def gathered(self, exchange: Exchange, plan: Reshuffle, holding: int) -> dict[str, Tensor]:
+        """Return all shared state where ``plan`` wants rows, without tables elsewhere."""
+        here = self._holdings.get(holding)
+        tables = self._empty_tables() if here is None else here.tables
+        states = reshuffled(exchange, tables, self.task.seed, plan)
+        found = self.state_without_rows()
+        if not plan.wanted[exchange.index]:
+            return {name: value for name, value in found.items() if not name.startswith("table/")}
+        return found | {f"table/{name}": value for name, value in columns_of(states).items()}
+
+    def reshuffle(self, exchange: Exchange, plan: Reshuffle, holding: int, into: int) -> int:
+        """Make holding ``into`` of ``holding`` with the others of a party; return bytes sent."""
+        here = self._holdings.get(holding)
+        tables = self._empty_tables() if here is None else here.tables
+        before = exchange.sent_bytes
+        states = reshuffled(exchange, tables, self.task.seed, plan)
+        numbers = plan.wanted[exchange.index]
+        self._prepared = None
+        self._holdings = {} if here is None else {holding: here}
+        if numbers:
+            held = Held(holding=into, size=plan.size_after, numbers=numbers)
+            self._holdings[into] = Holding(held=held, tables=filled(tables, states))
+        return exchange.sent_bytes - before
+
+    def _empty_tables(self) -> dict[str, EmbeddingTable]:
+        tables = self.task.tables
+        return {} if tables is None else {n: t.like() for n, t in tables.tables.items()}
 
 
 def _spoilt(part: Gradients) -> Gradients:

@@ -6,12 +6,12 @@ partial sums of an id meet there, are summed to the end, and the sums go to ever
 device holds the whole tables. An id's sum is made in the order of (rank, position), so who owns it
 changes nothing. Rows that only one device touched are sent once and come back to the others once.
 
-Leaves out: tables of which a device holds only its own rows.
+Tables of which a device holds only some rows: ``executor.rows``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -51,11 +51,16 @@ def partial_sums(
     }
 
 
-def split(partials: Sparse, size: int) -> list[dict[str, Tensor]]:
-    """Return, for each device, the columns of the rows whose ids it sums."""
+def split(
+    partials: Sparse, size: int, summer: Callable[[str, Tensor], Tensor] | None = None
+) -> list[dict[str, Tensor]]:
+    """Return, for each device, the columns of the rows whose ids it sums.
+
+    ``summer`` gives the device of each id of a table; None: ``owner``.
+    """
     split_up: list[dict[str, Tensor]] = [{} for _ in range(size)]
     for name, gradient in partials.items():
-        to = owner(gradient.ids, size)
+        to = owner(gradient.ids, size) if summer is None else summer(name, gradient.ids)
         for device in range(size):
             at = (to == device).nonzero().squeeze(1)
             for column in _COLUMNS:

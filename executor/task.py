@@ -70,6 +70,10 @@ class Task(Protocol):
         """Return the live buffers that depend on the rank, by name."""
         ...
 
+    def ids(self, batch: Any) -> Mapping[str, Tensor]:
+        """Return the raw ids, by table, that a micro-step on this batch may look up."""
+        ...
+
     def micro_step(self, rank: int, batch: Any) -> Gradients:
         """Return the gradients of one rank's micro-batch of this step; change no shared state."""
         ...

@@ -20,7 +20,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -56,10 +56,13 @@ class Worker:
         self._job: m.Attach | None = None
         self._identity: dict[str, Any] = {}
         self._replica: Replica | None = None
+        self._gathered: dict[str, Any] | None = None
         self._do: dict[type, Callable[[Any], Any]] = {
             m.Attach: self._attach,
             m.Move: self._move,
             m.Restore: self._restore,
+            m.Reshard: self._reshard,
+            m.Forward: self._forward,
             m.Configure: self._configure,
             m.Survey: self._survey,
             m.Digest: self._digest,
@@ -194,14 +197,38 @@ class Worker:
         self._begin(request.generation, request.faults)
         exchange = self._meet(request.meeting)
         try:
-            replica.probe("transfer", request.step, replica.ranks)
-            if request.targets:
-                state = replica.task.state()
-                transfer.send_state(exchange, request.targets, replica.step, state)
-            if request.source is not None:
-                replica.adopt(*transfer.receive_state(exchange, request.source))
+            self._take_part(request, exchange)
         finally:
             exchange.close()
+        return replica.step
+
+    def _take_part(self, request: m.Move, exchange: Exchange, *, rows: bool = True) -> None:
+        replica, _ = self._attached()
+        replica.probe("transfer", request.step, replica.ranks)
+        if request.targets:
+            state = replica.task.state() if rows else replica.state_without_rows()
+            transfer.send_state(exchange, request.targets, replica.step, state)
+        if request.source is not None:
+            replica.adopt(*transfer.receive_state(exchange, request.source))
+
+    def _reshard(self, request: m.Reshard) -> int:
+        """Take part in a move of rows; for a file, put all state together if we are to have it."""
+        replica, _ = self._attached()
+        self._begin(request.move.generation, request.move.faults)
+        exchange = self._meet(request.move.meeting)
+        try:
+            self._take_part(request.move, exchange, rows=False)
+            if request.into is not None:
+                return replica.reshuffle(exchange, request.plan, request.holding, request.into)
+            state = replica.gathered(exchange, request.plan, request.holding)
+            self._gathered = state if request.plan.wanted[exchange.index] else None
+            return exchange.sent_bytes
+        finally:
+            exchange.close()
+
+    def _forward(self, request: m.Forward) -> int:
+        replica, _ = self._attached()
+        replica.forward(request.step)
         return replica.step
 
     def _restore(self, request: m.Restore) -> int:
@@ -216,6 +243,7 @@ class Worker:
         layout = Layout(
             blocks=tuple(range(low, high) for low, high in request.blocks),
             index=request.meeting.index,
+            shards=request.shards,
         )
         replica.probe("configure", request.step, layout.own)
         if replica.step != request.step or not replica.whole:
@@ -229,7 +257,9 @@ class Worker:
         try:
             if contexts is None:
                 contexts = replica.first_contexts([*layout.own, *layout.copied])
-            replica.configure(layout, exchange, contexts)
+            replica.configure(
+                layout, exchange, contexts, holding=request.holding, number=request.number
+            )
         except BaseException:
             exchange.close()
             raise
@@ -266,14 +296,20 @@ class Worker:
             step=replica.step if replica.whole else None,
             contexts=replica.held_contexts(),
             last=replica.last,
+            rows=replica.held_rows(),
+            prepared=replica.prepared,
         )
 
     def _digest(self, _: m.Digest) -> dict[str, str]:
         replica, _job = self._attached()
-        return digests(replica.task.state()) | context_digests(replica.own_contexts())
+        return digests(replica.whole_state()) | context_digests(replica.own_contexts())
 
     def _save(self, request: m.Save) -> str:
-        return str(self._write(dict(request.contexts)))
+        replica, _job = self._attached()
+        state, self._gathered = self._gathered, None
+        return str(
+            self._write(dict(request.contexts), replica.task.state() if state is None else state)
+        )
 
     def _detach(self, _: m.Detach) -> None:
         self._drop()
@@ -285,6 +321,7 @@ class Worker:
 
     def _drop(self) -> None:
         replica, self._replica, self._job = self._replica, None, None
+        self._gathered = None
         if replica is not None:
             replica.close()
 
@@ -309,9 +346,13 @@ class Worker:
                 due = every > 0 and (replica.step + 1) % every == 0
                 stop = self._paused_run >= order.number
                 report = replica.do_step(stop=stop, gather_contexts=due)
-                self._tell(replica, report, job.habits)
+                digest_every = job.habits.digest_every
+                told = digest_every > 0 and report.step % digest_every == 0
+                # With sharded tables all devices put it together, and only the first has it.
+                state = replica.whole_state() if due or told else {}
+                self._tell(replica, report, state if told else None)
                 if due and replica.is_first:
-                    self._periodic(replica)
+                    self._periodic(replica, state)
                 if report.stop:
                     break
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
@@ -319,10 +360,10 @@ class Worker:
             return
         self._say(m.Paused(generation=self._generation, step=replica.step))
 
-    def _tell(self, replica: Replica, report: Any, habits: m.Habits) -> None:
+    def _tell(self, replica: Replica, report: Any, state: Mapping[str, Any] | None) -> None:
         found: dict[str, str] = {}
-        if habits.digest_every and report.step % habits.digest_every == 0:
-            found = digests(replica.task.state()) | context_digests(replica.own_contexts())
+        if state is not None:
+            found = digests(state) | context_digests(replica.own_contexts())
         if found or replica.is_first:
             self._say(m.Progress(generation=self._generation, report=report, digests=found))
 
@@ -352,17 +393,17 @@ class Worker:
             )
         )
 
-    def _periodic(self, replica: Replica) -> None:
+    def _periodic(self, replica: Replica, state: Mapping[str, Any]) -> None:
         """Write the checkpoint that is due; a disk that refuses does not stop the job."""
         contexts = replica.held_contexts()[replica.step]
         try:
-            path = self._write(contexts)
+            path = self._write(contexts, state)
         except ExecutorError as error:
             self._say(m.Saved(step=replica.step, path=None, error=str(error)))
         else:
             self._say(m.Saved(step=replica.step, path=str(path)))
 
-    def _write(self, contexts: dict[int, bytes]) -> Path:
+    def _write(self, contexts: dict[int, bytes], state: Mapping[str, Any]) -> Path:
         replica, job = self._attached()
         if job.habits.folder is None:
             raise ExecutorError("the job has no folder for checkpoints", expected="a folder")
@@ -373,7 +414,7 @@ class Worker:
             checkpoint.Checkpoint(
                 step=replica.step,
                 identity=self._identity,
-                state=replica.task.state(),
+                state=state,
                 contexts=contexts,
             ),
             keep=job.habits.keep,

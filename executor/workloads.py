@@ -3,7 +3,8 @@
 ``mlp`` draws on everything that a logical worker's context has to keep: dropout from torch's
 generator, noise from NumPy's and Python's, batch normalisation whose statistics depend on the rank,
 data from a generator whose state is the place, AdamW. ``dense`` is a plain stack of layers of a
-given size, for timing. ``longer`` is a tiny LONGER with its sparse tables, eviction and curriculum.
+given size, for timing. ``longer`` is a tiny LONGER with its sparse tables, eviction and curriculum,
+``rows`` (``executor.rowtask``) little more than tables.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from executor.context import borrowed_generators, seed_generators
 from executor.errors import ExecutorError
 from executor.longertask import LongerTask
 from executor.moduletask import ModuleTask
+from executor.rowtask import rows_task
 from executor.task import TaskSpec
 from models.config import TINY
 from models.data.generator import Generator, GeneratorConfig
@@ -30,7 +32,7 @@ from models.train.curriculum import Curriculum
 from models.train.step import DenseOptimizer
 from traces.errors import did_you_mean
 
-WORKLOADS = ("mlp", "dense", "longer")
+WORKLOADS = ("mlp", "dense", "longer", "rows")
 
 
 def workload(name: str, num_workers: int, *, seed: int = 0, **settings: Any) -> TaskSpec:
@@ -38,7 +40,7 @@ def workload(name: str, num_workers: int, *, seed: int = 0, **settings: Any) -> 
     if name not in WORKLOADS:
         raise ExecutorError(f"unknown workload {name!r}; {did_you_mean(name, WORKLOADS)}")
     return TaskSpec(
-        factory=f"{__name__}:{name}_task",
+        factory=f"{rows_task.__module__ if name == 'rows' else __name__}:{name}_task",
         settings={"num_workers": num_workers, "seed": seed, **settings},
     )
 

@@ -16,6 +16,7 @@ look-up on a GPU sends its unique ids to the host: the price, there, is one tran
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,6 +33,9 @@ from models.sparse.tiers import RowStore, Tiers
 
 _ROWS_IN_CACHE = 4096  # on a CPU, rows that are updated at once
 _NOTHING = (torch.empty(0), torch.empty(0), torch.empty(0))
+
+Evictor = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(step, last steps, counts, ids) to a mark for each id that goes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +87,8 @@ class EmbeddingTable:
         self.eviction = eviction
         self.tiers = Tiers() if tiers is None else tiers
         self.device = torch.device(device)
+        # Who holds only some of the rows cannot tell alone which are too many.
+        self.evictor: Evictor | None = None
         self._base = base_of(seed, name)
         self._empty()
 
@@ -204,7 +210,10 @@ class EmbeddingTable:
     def _evict(self, rule: Eviction, step: int) -> None:
         ids = self._index.ids
         count, last_step, row = self._entries[:, : len(ids)]
-        gone = evicted(rule, step, last_step, count, ids)
+        if self.evictor is None:
+            gone = evicted(rule, step, last_step, count, ids)
+        else:
+            gone = self.evictor(step, last_step, count, ids)
         if not bool(gone.any()):
             return
         self._store.free(row[gone & (row >= 0)])
@@ -222,10 +231,32 @@ class EmbeddingTable:
         has = row >= 0
         self._store.arrange(row[has], last_step[has], self._index.ids[has])
 
-    def state(self) -> TableState:
-        """Return a copy of the state, ids ascending."""
+    def entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ids, counts and last steps, (E,) int64 each, in one order; not to be changed."""
+        count, last_step, _ = self._entries[:, : len(self)]
+        return self._index.ids, count, last_step
+
+    def like(self) -> EmbeddingTable:
+        """Return an empty table of the same settings."""
+        return EmbeddingTable(
+            self.name,
+            self.dim,
+            self.seed,
+            optimizer=self.optimizer,
+            scale=self.scale,
+            admit_after=self.admit_after,
+            eviction=self.eviction,
+            tiers=self.tiers,
+            device=self.device,
+        )
+
+    def state(self, chosen: Tensor | None = None) -> TableState:
+        """Return a copy of the state, ids ascending; of the ``chosen`` (E,) bool of ``entries``."""
         ids, order = torch.sort(self._index.ids)
-        count, last_step, row = self._entries[:, : len(ids)][:, order]
+        if chosen is not None:
+            order = order[chosen[order]]
+            ids = self._index.ids[order]
+        count, last_step, row = self._entries[:, : len(self)][:, order]
         admitted = row >= 0
         return TableState(
             ids=ids,

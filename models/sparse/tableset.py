@@ -20,7 +20,7 @@ before), and going on after a disk filled up in the middle of ``apply`` (load th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -36,7 +36,8 @@ class TableSet:
     """Tables by name; a ``models.batch.Lookup``.
 
     ``training``: look-ups are remembered for ``apply``. ``step``: the last step applied, -1 before
-    the first.
+    the first. ``reader``: where the values (U, dim) of ids (U,) ascending come from, if not from
+    the table itself: for one whose rows are not all here.
     """
 
     def __init__(self, tables: Iterable[EmbeddingTable]) -> None:
@@ -47,6 +48,7 @@ class TableSet:
             self.tables[table.name] = table
         self.training = True
         self.step = NO_STEP
+        self.reader: Callable[[EmbeddingTable, Tensor], Tensor] | None = None
         self._taken: dict[str, list[tuple[Unique, Tensor]]] = {}
 
     def __call__(self, table: str, ids: Tensor) -> Tensor:
@@ -65,7 +67,8 @@ class TableSet:
                 "ids of another type", where=f"table {table!r}", value=ids.dtype, expected="int64"
             )
         index = unique(ids.reshape(-1).to(held.device))
-        rows = held.values(index.ids)
+        read = EmbeddingTable.values if self.reader is None else self.reader
+        rows = read(held, index.ids)
         if self.training and torch.is_grad_enabled():
             rows.requires_grad_(True)
             self._taken.setdefault(table, []).append((index, rows))
