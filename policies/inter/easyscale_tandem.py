@@ -22,7 +22,7 @@ Left out: where GPUs stand, and what a reduction costs on the links between them
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from operator import itemgetter, le
 from typing import NamedTuple
 
@@ -99,16 +99,18 @@ class Pass:
 
     def run(self) -> Draft:
         """Give out everything, and return what changes."""
+        hungry = self._hungry()
+        if self._plenty(hungry):
+            return self._uncontested(hungry)
         waiting = self._waiting_line()
+        line = self._running_line(self.view.elastic.values() if waiting else hungry)
         if waiting:
-            line = self._running_line(self.view.elastic.values())
             self._set_aside(sorted(c for c in line if _guaranteed(c[3])))
             self._set_aside(sorted((c for c in waiting if _guaranteed(c[3])), key=itemgetter(2)))
             line += waiting
-            line.sort()
         else:
-            line = self._running_line(self._hungry())
-            line.sort()
+            self._keep(hungry)
+        line.sort()
         left = len(waiting)
         for _, _, _, job in line:
             if job.phase == RUNNING:
@@ -151,17 +153,47 @@ class Pass:
             line.append((late, key, job.rank, job))
         return line
 
-    def _hungry(self) -> Iterator[JobState]:
-        """Nobody waits, so those who cannot use more keep what they have: the others."""
-        room, preferred = self.room, self.weights.preferred
-        for job in self.view.elastic.values():
-            assert job.kind is not None
-            held = job.held
-            if held != sizes_of(job.kind, preferred=preferred).full:
-                yield job
-                continue
-            for pool, count in enumerate(held):
-                room[pool] -= count
+    def _hungry(self) -> list[JobState]:
+        """The running jobs that could use more, or other, GPUs than they have."""
+        preferred = self.weights.preferred
+        return [
+            job
+            for job in self.view.elastic.values()
+            if job.held != sizes_of(job.kind, preferred=preferred).full
+        ]
+
+    def _plenty(self, hungry: Sequence[JobState]) -> bool:
+        """Whether everybody who waits or could use more finds what he can use among idle GPUs."""
+        idle, preferred = self.idle.copy(), self.weights.preferred
+        if len(self.view.waiting) > sum(idle):
+            return False
+        for job in (*self.view.waiting, *hungry):
+            if job.kind is None:
+                return False
+            full = sizes_of(job.kind, preferred=preferred).full
+            held = job.held or (0,) * len(full)
+            for pool, count in enumerate(full):
+                idle[pool] -= max(0, count - held[pool])
+                if idle[pool] < 0:
+                    return False
+        return True
+
+    def _uncontested(self, hungry: Sequence[JobState]) -> Draft:
+        """There is plenty, so the order does not matter."""
+        self._keep(hungry)
+        for job in self.view.waiting:
+            self._waiting(job, contested=False)
+        for job in hungry:
+            self._running(job, contested=False)
+        return carry_out(self.view, self.given, self.gangs)
+
+    def _keep(self, hungry: Sequence[JobState]) -> None:
+        """Nobody loses anything: all but the hungry keep what they have."""
+        room = [pool.free for pool in self.view.free.pools]
+        for job in hungry:
+            for pool, count in enumerate(job.held):
+                room[pool] += count
+        self.room = room
 
     def _set_aside(self, claims: Iterable[Claim]) -> None:
         """Keep the guaranteed GPUs of these jobs out of the room of others, as far as it goes.

@@ -187,8 +187,9 @@ class Sizes:
 
 
 @lru_cache(maxsize=16_384)
-def sizes_of(kind: Kind, *, preferred: bool = False) -> Sizes:
-    """The sizes of a class of jobs; ``preferred``: on its preferred type alone."""
+def sizes_of(kind: Kind | None, *, preferred: bool = False) -> Sizes:
+    """The sizes of a class of elastic jobs; ``preferred``: on its preferred type alone."""
+    assert kind is not None, "a rigid job has no sizes"
     if preferred:
         kind = replace(kind, pools=(kind.preferred,))
     return Sizes(kind)
