@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from policies.inter.easyscale_paper import Class, plan_after, plans_of
+from policies.inter.easyscale_paper import Class, Jobs, plan_after
 from policies.intra.artifact import Quirks, step_seconds
 from policies.model import Model
 from policies.rates import reference_s
@@ -35,6 +35,6 @@ class ArtifactModel(Model):
         assert job.kind is not None
         jobs = Class.of(job.kind, mixing=self.types == "mixed")
         held = dict.fromkeys(spec.gpu_types, 0) | dict(allocation.by_type(spec))
-        found = plans_of(jobs, tuple(spec.gpus_by_type().values()), self.quirks)
-        plan = plan_after(found, (*job.memory, tuple(held.values())), self.quirks)
+        known = Jobs(jobs, tuple(spec.gpus_by_type().values()), self.quirks)
+        plan = plan_after(known, (*job.memory, tuple(held.values())))
         return reference_s(self.profile, elastic) / step_seconds(jobs.seconds, plan)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from policies.elastic import Kind
 from policies.intra import artifact
-from policies.intra.artifact import Counts, Plan, Quirks
+from policies.intra.artifact import Counts, Growth, Plan, Quirks
 from policies.plan import Draft
 from policies.state import JobState
 from policies.view import ClusterView
@@ -60,16 +60,32 @@ def plans_of(jobs: Class, capacity: Counts, quirks: Quirks) -> tuple[Plan, ...]:
     return tuple(p for p in found if jobs.least <= sum(p.placement) <= jobs.most)
 
 
+class Jobs(NamedTuple):
+    """A class of jobs in one cluster, under some quirks: what all that is worked out depends on."""
+
+    kind: Class
+    capacity: Counts
+    quirks: Quirks
+
+
 @lru_cache(maxsize=65_536)
-def plan_after(found: tuple[Plan, ...], path: Path, quirks: Quirks) -> Plan:
+def plan_after(jobs: Jobs, path: Path) -> Plan:
     """The plan of a job that has held these GPUs, one after the other."""
-    plan = artifact.first(found, quirks)
-    if plan.placement != path[0]:
-        plan = _best(found, path[0])
-    for held in path[1:]:
-        growths = artifact.proposals(found, plan, quirks)
-        plan = next((g.plan for g in growths if g.plan.placement == held), _best(found, held))
-    return plan
+    found = plans_of(*jobs)
+    if len(path) == 1:
+        plan = artifact.first(found, jobs.quirks)
+        return plan if plan.placement == path[0] else _best(found, path[0])
+    growths = growths_after(jobs, path[:-1])
+    held = path[-1]
+    return next((g.plan for g in growths if g.plan.placement == held), _best(found, held))
+
+
+@lru_cache(maxsize=65_536)
+def growths_after(jobs: Jobs, path: Path) -> tuple[Growth, ...]:
+    """What such a job proposes next. What would be more than it may hold is left out."""
+    growths = artifact.proposals(plans_of(*jobs), plan_after(jobs, path), jobs.quirks)
+    # A job that keeps GPUs without a logical worker may come to more than it may hold.
+    return tuple(g for g in growths if sum(g.plan.placement) <= jobs.kind.most)
 
 
 def _best(found: Sequence[Plan], held: Counts) -> Plan:
@@ -83,6 +99,8 @@ def _best(found: Sequence[Plan], held: Counts) -> Plan:
 def plan_round(view: ClusterView, quirks: Quirks, *, mixing: bool) -> Draft:
     """Decide one round. Rigid jobs, which the artifact does not know, start first if they fit."""
     draft = view.draft()
+    if not any(pool.free or pool.share_milli for pool in view.free.pools):
+        return draft  # nobody can start or grow
     waiting: list[JobState] = []
     for job in sorted(view.waiting, key=_rank):
         if job.elastic is None:
@@ -91,27 +109,36 @@ def plan_round(view: ClusterView, quirks: Quirks, *, mixing: bool) -> Draft:
             waiting.append(job)
     running = sorted(view.elastic.values(), key=_rank)
     capacity = tuple(view.spec.gpus_by_type().values())
-
-    def plans(job: JobState) -> tuple[Plan, ...]:
+    left = [pool.free for pool in draft.free.pools]
+    firsts = _firsts(waiting, quirks, capacity, mixing=mixing)
+    for index, plan in artifact.start([plan for _, plan in firsts], left).items():
+        draft.resize(firsts[index][0], plan.placement)
+    proposed = []
+    for job in running:
         assert job.kind is not None
-        return plans_of(Class.of(job.kind, mixing=mixing), capacity, quirks)
-
-    waiting = [job for job in waiting if plans(job)]
-    known = [plans(job) for job in running]
-    started, grown = artifact.decide(
-        [plans(job) for job in waiting],
-        [(f, plan_after(f, job.memory, quirks)) for f, job in zip(known, running, strict=True)],
-        [pool.free for pool in draft.free.pools],
-        quirks,
-    )
-    for index, plan in started.items():
-        draft.resize(waiting[index], plan.placement)
-    for index, plan in grown.items():
-        job = running[index]
-        # A job that keeps GPUs without a logical worker may come to more than it may hold.
-        if job.elastic is not None and sum(plan.placement) <= job.elastic.max_gpus:
-            draft.resize(job, plan.placement)
+        jobs = Jobs(Class.of(job.kind, mixing=mixing), capacity, quirks)
+        proposed.append(growths_after(jobs, job.memory))
+    for index, plan in artifact.accept(proposed, left).items():
+        draft.resize(running[index], plan.placement)
     return draft
+
+
+def _firsts(
+    waiting: Sequence[JobState], quirks: Quirks, capacity: Counts, *, mixing: bool
+) -> list[tuple[JobState, Plan]]:
+    """The first plan of each waiting job that has any."""
+    known: dict[Kind, Plan | None] = {}
+    firsts = []
+    for job in waiting:
+        kind = job.kind
+        assert kind is not None
+        if kind not in known:
+            found = plans_of(Class.of(kind, mixing=mixing), capacity, quirks)
+            known[kind] = artifact.first(found, quirks) if found else None
+        plan = known[kind]
+        if plan is not None:
+            firsts.append((job, plan))
+    return firsts
 
 
 def _rank(job: JobState) -> int:

@@ -187,24 +187,30 @@ def decide(
     more GPUs first). A job that starts does not grow in the same round.
     """
     left = list(free)
+    started = start([first(found, quirks) for found in waiting], left)
+    return started, accept([proposals(found, held, quirks) for found, held in running], left)
+
+
+def start(plans: Sequence[Plan], left: list[int]) -> dict[int, Plan]:
+    """Which of these first plans start, in order; takes their GPUs from ``left``."""
     started: dict[int, Plan] = {}
-    for job, found in enumerate(waiting):
-        plan = first(found, quirks)
+    for job, plan in enumerate(plans):
         if all(n <= f for n, f in zip(plan.placement, left, strict=True)):
-            left = [f - n for n, f in zip(plan.placement, left, strict=True)]
+            left[:] = [f - n for n, f in zip(plan.placement, left, strict=True)]
             started[job] = plan
-    ranked = [
-        (growth, job)
-        for job, (found, held) in enumerate(running)
-        for growth in proposals(found, held, quirks)
-    ]
+    return started
+
+
+def accept(proposed: Sequence[Sequence[Growth]], left: list[int]) -> dict[int, Plan]:
+    """Which growths are accepted, by gain, one a job; takes their GPUs from ``left``."""
+    ranked = [(growth, job) for job, growths in enumerate(proposed) for growth in growths]
     ranked.sort(key=lambda offer: -offer[0].gain)
     grown: dict[int, Plan] = {}
     for growth, job in ranked:
         if job not in grown and growth.more <= left[growth.type_index]:
             left[growth.type_index] -= growth.more
             grown[job] = growth.plan
-    return started, grown
+    return grown
 
 
 def step_seconds(seconds: Sequence[float], plan: Plan) -> float:
