@@ -36,6 +36,8 @@ class EasyScale(Policy):
     itself in that time. ``thrift``: while others wait, GPUs must bring that share of what the
     first one brings. ``margin``: only a job with less than that share of service left takes GPUs
     from a running one. ``aging``: a job's key halves when its age is so many times its work left.
+    ``reserve``: share of the GPUs kept for the least that jobs run on which are older than
+    ``patience`` times their work left.
     """
 
     version: Literal["paper", "tandem"] = "tandem"
@@ -48,6 +50,8 @@ class EasyScale(Policy):
     thrift: float = 0.5
     margin: float = 0.5
     aging: float = 1.0
+    patience: float = 20.0
+    reserve: float = 0.25
     name: ClassVar[str] = "easyscale"
     remembers: ClassVar[bool] = True
     resizes: ClassVar[bool] = True
@@ -55,11 +59,11 @@ class EasyScale(Policy):
 
     def __post_init__(self) -> None:
         Quirks.of(self.quirks)
-        for field in ("round_s", "prior_s", "horizon_s", "aging"):
+        for field in ("round_s", "prior_s", "horizon_s", "aging", "patience"):
             value = getattr(self, field)
             if value is not None and not 0.0 < value < float("inf"):
                 raise UsageError(f"easyscale: {field} is {value}; expected more than 0")
-        for field in ("thrift", "margin"):
+        for field in ("thrift", "margin", "reserve"):
             value = getattr(self, field)
             if not 0.0 <= value <= 1.0:
                 raise UsageError(f"easyscale: {field} is {value}; expected 0 to 1")
@@ -131,6 +135,8 @@ class EasyScale(Policy):
             thrift=self.thrift,
             margin=self.margin,
             aging=self.aging,
+            patience=self.patience,
+            reserve=self.reserve,
             estimates=self.estimates != "none",
             preferred=self.types == "preferred",
         )

@@ -9,8 +9,10 @@ that is worth most within what is left, so nothing enumerates plans. What is rep
 - a running job changes its size of its own accord only if that repays the change: progress at the
   new rate, less what the change costs, over the time it is expected to go on (at most a horizon),
 - whoever starts may take GPUs from those who come after it, never from those before it,
-- what is expected of a job grows with what it has had, and it moves up while it ages, so nobody
-  waits for ever; guaranteed GPUs (minP) are set aside before anything else.
+- what is expected of a job grows with what it has had, and it moves up while it ages; guaranteed
+  GPUs (minP) are set aside before anything else, and a part of the cluster (``reserve``) for the
+  least that jobs run on which are older than ``patience`` times their work left, in order of
+  submission. So nobody waits for ever, however many shorter jobs keep coming.
 
 Order: the key ``left x workers / (1 + age / (aging x left))``, with ``left`` the expected work left
 in seconds at rate 1: the estimate, if the policy has one, else ``prior_s`` plus what it has done.
@@ -23,7 +25,7 @@ Left out: where GPUs stand, and what a reduction costs on the links between them
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from operator import itemgetter, le
+from operator import le
 from typing import NamedTuple
 
 from policies.inter.sizes import Counts, Size, Sizes, sizes_of
@@ -43,6 +45,8 @@ class Weights(NamedTuple):
     thrift: float
     margin: float
     aging: float
+    patience: float
+    reserve: float
     estimates: bool
     preferred: bool
 
@@ -96,6 +100,7 @@ class Pass:
         self.given: list[tuple[JobState, Counts]] = []
         self.gangs: list[JobState] = []
         self.blocked: set[int] = set()  # pools in which an old gang waits for room
+        self.old: list[JobState] = []  # those that have lost their patience
 
     def run(self) -> Draft:
         """Give out everything, and return what changes."""
@@ -105,9 +110,10 @@ class Pass:
         waiting = self._waiting_line()
         line = self._running_line(self.view.elastic.values() if waiting else hungry)
         if waiting:
-            self._set_aside(sorted(c for c in line if _guaranteed(c[3])))
-            self._set_aside(sorted((c for c in waiting if _guaranteed(c[3])), key=itemgetter(2)))
+            self._set_aside(job for *_, job in sorted(c for c in line if _guaranteed(c[3])))
             line += waiting
+            self._set_aside(sorted((c[3] for c in waiting if _guaranteed(c[3])), key=_rank))
+            self._set_aside_for_old()
         else:
             self._keep(hungry)
         line.sort()
@@ -128,7 +134,7 @@ class Pass:
         return sorted(self._running_line(self.view.elastic.values()))
 
     def _waiting_line(self) -> list[Claim]:
-        now, aging = self.view.now, self.weights.aging
+        now, aging, patience = self.view.now, self.weights.aging, self.weights.patience
         line: list[Claim] = []
         for shape in self.view.waiting.shapes:  # in no order: the line is sorted
             for _, rank, job in shape.waiting:
@@ -136,11 +142,15 @@ class Pass:
                 late, workers, left = wait
                 span = aging * left
                 key = left * workers * span / (span + now - job.job.submit_s)
+                if now - job.job.submit_s > patience * left:
+                    self.old.append(job)
+                    key = 0.0 if job.elastic is None else key  # a gang gets all or nothing
                 line.append((late, key, rank, job))
         return line
 
     def _running_line(self, jobs: Iterable[JobState]) -> list[Claim]:
         now, aging, margin = self.view.now, self.weights.aging, self.weights.margin
+        patience = self.weights.patience
         grows = -1.0 if self.weights.estimates else 1.0
         line: list[Claim] = []
         for job in jobs:
@@ -150,6 +160,8 @@ class Pass:
                 left = max(left + grows * (now - job.begin_s) * job.rate, 1.0)
             span = aging * left
             key = margin * left * workers * span / (span + now - job.job.submit_s)
+            if now - job.job.submit_s > patience * left:
+                self.old.append(job)
             line.append((late, key, job.rank, job))
         return line
 
@@ -195,20 +207,44 @@ class Pass:
                 room[pool] += count
         self.room = room
 
-    def _set_aside(self, claims: Iterable[Claim]) -> None:
+    def _set_aside(self, jobs: Iterable[JobState]) -> None:
         """Keep the guaranteed GPUs of these jobs out of the room of others, as far as it goes.
 
         Where nobody waits nobody loses anything, and there is no need to.
         """
-        for *_, job in claims:
-            elastic, kind = job.elastic, job.kind
-            assert elastic is not None
-            assert kind is not None
-            limits = job.held if job.running else tuple(self.room)
-            floor = _least(elastic.least_gpus, limits, kind.pools, mixes=elastic.mixes_types)
+        for job in jobs:
+            floor = self._floor(job)
             if floor is not None:
                 self.floors[job] = floor
                 self._take(floor, job.held)
+
+    def _set_aside_for_old(self) -> None:
+        """A part of each pool is for the least that old jobs run on, in order of submission."""
+        if not self.weights.reserve:
+            return
+        budget = [int(self.weights.reserve * room) for room in self.room]
+        first = True
+        for job in sorted(self.old, key=_rank):
+            if job.elastic is None or job in self.floors:
+                continue
+            floor = self._floor(job)
+            if floor is None:
+                continue
+            if first or all(n <= b for n, b in zip(floor, budget, strict=True)):
+                self.floors[job] = floor
+                self._take(floor, job.held)
+                budget = [b - n for n, b in zip(floor, budget, strict=True)]
+                first = False
+            if not any(b > 0 for b in budget):
+                return
+
+    def _floor(self, job: JobState) -> Counts | None:
+        """The least that a job runs on, of what it has or of what is there."""
+        elastic, kind = job.elastic, job.kind
+        assert elastic is not None
+        assert kind is not None
+        limits = tuple(map(min, job.held, self.room)) if job.held else tuple(self.room)
+        return _least(elastic.least_gpus, limits, kind.pools, mixes=elastic.mixes_types)
 
     def _take(self, counts: Counts, held: Counts) -> None:
         room, idle = self.room, self.idle
@@ -280,6 +316,10 @@ class Pass:
 
 def _guaranteed(job: JobState) -> bool:
     return job.elastic is not None and job.elastic.min_gpus > 0
+
+
+def _rank(job: JobState) -> int:
+    return job.rank
 
 
 def _within(room: int, held: int, idle: int) -> int:

@@ -156,14 +156,16 @@ class Sizes:
             sorted(carried, key=lambda o: (self.prices[self.pools[o[1]]] / o[0], o[1])),
             sorted(carried, key=lambda o: (-o[0], o[1])),
         ):
-            counts = self._fill(order, limits)
+            counts = self._fill(order, usable, limits)
             if counts is not None:
                 pools = [p for p in self.pools if counts[p]]
                 devices = min(sum(counts), self.workers)
                 return Size(counts, self._progress(level, pools, devices), self.price(counts))
         return None
 
-    def _fill(self, order: Sequence[tuple[int, int]], limits: Counts) -> Counts | None:
+    def _fill(
+        self, order: Sequence[tuple[int, int]], usable: Sequence[int], limits: Counts
+    ) -> Counts | None:
         left, room = self.workers, self.most
         counts = [0] * len(self._types)
         for carried, j in order:
@@ -177,9 +179,9 @@ class Sizes:
         if left > 0:
             return None
         short = self.least - sum(counts)
-        for _, j in order:  # the fewest it may have, even if fewer would do
+        for j in sorted(usable, key=lambda j: self.prices[self.pools[j]]):
             if short <= 0:
-                break
+                break  # else it must have more than would do: the cheapest
             more = min(short, limits[self.pools[j]] - counts[self.pools[j]])
             counts[self.pools[j]] += more
             short -= more

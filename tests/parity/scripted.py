@@ -87,7 +87,7 @@ class ScriptedWorld:
 
     def move(self, job: JobState, allocation: Allocation) -> ScriptedStint:
         stint = self._stopped(job)
-        self._run(job, allocation, stint.done_s, self.model.costs.migrate_s)
+        self._run(job, allocation, stint.done_s, self.model.move_cost_s(job))
         return stint
 
     def hand_over_s(self, job: JobState, *, stops: bool) -> float:
@@ -98,7 +98,10 @@ class ScriptedWorld:
 
     def _run(self, job: JobState, allocation: Allocation, done_s: float, cost_s: float) -> None:
         begin_s = self._now_s + cost_s
-        rate = self.model.rate(allocation, self.spec)
+        if job.elastic is None:
+            rate = self.model.rate(allocation, self.spec)
+        else:
+            rate = self.model.elastic_rate(job, allocation, self.spec)
         ends_s = begin_s + (job.job.duration_s - done_s) / rate
         stint = ScriptedStint(job.rank, begin_s, rate, done_s, ends_s)
         self._stints[job.rank] = stint

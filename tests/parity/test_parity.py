@@ -16,7 +16,7 @@ from policies import Clock, Driver, make_placement, make_policy
 from policies.contract import Backend
 from policies.model import Costs, Model
 from policies.plan import Plan
-from policies.registry import POLICIES
+from policies.registry import POLICIES, policy_class
 from simulator.cluster import SimulatedCluster
 from tests.memorylog import MemoryLog
 from tests.parity.scripted import ScriptedWorld
@@ -49,6 +49,22 @@ def drawn(seed: int, most: int = 8) -> Workload:
             row["gpu_type"] = "a|b"
         jobs.append(row)
     return Workload.from_jobs(jobs)
+
+
+def elastic(seed: int) -> Workload:
+    """The same jobs, two in three of them elastic, some with guaranteed GPUs or mixing types."""
+    rng = np.random.default_rng([2208, 14228, seed, 1])
+    table = drawn(seed).table.copy()
+    for row in range(len(table)):
+        gang = int(table["num_gpus"].iloc[row])
+        if rng.random() < 0.33:
+            continue
+        workers = gang * int(rng.integers(1, 3))
+        table.loc[row, ["num_workers", "max_gpus"]] = workers
+        table.loc[row, "min_gpus"] = int(rng.integers(0, min(gang, 3)))
+        table.loc[row, "mixes_types"] = bool(rng.random() < 0.5)
+        table.loc[row, "priority"] = "opportunistic" if rng.random() < 0.3 else None
+    return Workload(table)
 
 
 def plans(
@@ -97,6 +113,34 @@ def test_the_two_worlds_decide_alike(policy: str) -> None:
         simulated = plans(policy, workload, model, real=False)
         real = plans(policy, workload, model, real=True)
         assert real == simulated, f"workload {seed}"
+
+
+ELASTIC = [name for name in POLICIES if policy_class(name).resizes]
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        *(f"{n}:round_s=20" if n == "optimus" else n for n in ELASTIC),
+        "easyscale:version=paper,round_s=5",
+        "easyscale:estimates=true,margin=1",
+        "fifo",
+    ],
+)
+def test_the_two_worlds_resize_alike(policy: str) -> None:
+    models = (
+        Model(speeds={"b": 0.5}),
+        Model(speeds={"b": 0.5}, costs=Costs(start_s=1.0, rescale_s=2.0, migrate_s=1.0)),
+    )
+    resized = 0
+    for seed in range(WORKLOADS // 2):
+        workload, model = elastic(seed), models[seed % 2]
+        simulated = plans(policy, workload, model, real=False)
+        real = plans(policy, workload, model, real=True)
+        assert real == simulated, f"workload {seed}"
+        resized += sum(len(changes) for _, changes in simulated) > len(workload)
+    static = policy in {"fifo", "static-share"}
+    assert static or resized > 5
 
 
 def test_a_world_that_lags_decides_otherwise() -> None:
