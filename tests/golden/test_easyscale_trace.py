@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,3 +80,19 @@ def test_files_that_are_not_there(
         found = int(stop.code or 0)
     assert found == code
     assert words in capsys.readouterr().err
+
+
+def test_the_page_quotes_the_benchmark(repo: Path) -> None:
+    found = json.loads((repo / "benchmarks" / "results" / "elastic.json").read_text())
+    page = (repo / "docs" / "easyscale.md").read_text(encoding="utf-8")
+    gain = found["draws"]["gain_of_easyscale_over"]["easyscale:version=paper"]
+    assert len(found["draws"]["workloads"]) == 20
+    assert gain["worst"] > 1.0
+    assert f"{gain['mean']:.2f}x | {gain['low']:.2f} to {gain['high']:.2f}" in page
+    philly = found["philly"]["policies"]
+    assert philly["easyscale"]["jobs"] == 20_000
+    assert all(
+        f"{row['mean_jct_h']:.1f} h | {row['median_jct_h']:.2f} h" in page
+        for row in philly.values()
+    )
+    assert all(f"{row['p99_ms']:.1f} ms" in page for row in found["latency"])
