@@ -8,8 +8,7 @@ usual feed-forward factor of 4, as the paper counts them.
 Rows of several samples lie one after another, those of samples with equal numbers of queries and
 keys together, so that each such segment is one dense call of ``scaled_dot_product_attention`` on a
 view and no row is padded. On CUDA, in half precision and with the plain causal or the empty mask,
-all segments are one call of the variable-length kernel instead. That path was written without a
-device at hand: it is unmeasured.
+all segments are one call of the variable-length kernel instead.
 
 Shapes: R rows, B samples of a segment, N queries, S keys, H heads, E width of a head, D = H E.
 """
