@@ -313,8 +313,9 @@ def _say_held_out(found: Profiled, out: str) -> None:
         print(f"predicted {1e3 * one.predicted_s:.2f} ms ({one.error:+.1%})")
     error = found.profile.prediction_error
     assert error is not None
-    print(f"at {found.level.value}; mean error {error.mean_share:.1%}", end=" ")
+    print(f"mean error {error.mean_share:.1%}", end=" ")
     print(f"over {error.cases} worker maps, {error.max_share:.1%} at most")
+    print("; ".join(found.profile.notes[:1] + found.profile.notes[2:3]))
     print(f"profile: {out}")
 
 

@@ -9,6 +9,11 @@ their kernels. Of a task with n logical workers on one device it times
 - whole *steps* (``executor.replica``) for several n, among which the slope is a micro-batch and a
   switch: leaving one logical worker's context, entering the next, adding its gradient.
 
+On a CPU lane the seconds are those that the processor worked for the process's first thread, which
+computes all of it: on a quiet machine they are the clock's, on a busy one they are what the lane
+would take. How much of the clock they were is told too (``share``). On a GPU they are the clock's.
+Steps are taken unslowed, so that a slowed lane's switch is not mistaken.
+
 The kinds take turns, and the process measures in short rounds on request, so that a machine that is
 slower for a while is slower for all that is measured. Memory is the process's highest resident size
 after a task's first round, torch included (on a GPU: what torch's allocator reserved at most);
@@ -39,20 +44,27 @@ from executor.task import Task, TaskSpec
 WARM_UP = 3
 _NEVER_MORE = 400
 
+Clock = Callable[[], float]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Samples:
     """Seconds of each kind, in the order taken; ``steps_s`` by number of logical workers.
 
+    ``micro_s`` as the lane is slowed, ``unslowed_s`` as it would be if it were not.
+
     ``gradient_bytes``: of the dense parameters; ``has_tables``: are there sparse ones besides?
+    ``share``: of the clock's time in which the lane's processor worked for us; 1 on a GPU.
     """
 
     micro_s: Sequence[float]
+    unslowed_s: Sequence[float]
     update_s: Sequence[float]
     steps_s: Mapping[int, Sequence[float]]
     gradient_bytes: int
     memory_mib: int
     has_tables: bool
+    share: float
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Samples:
@@ -65,6 +77,8 @@ class Samples:
         return replace(
             self,
             micro_s=[*self.micro_s, *later.micro_s],
+            unslowed_s=[*self.unslowed_s, *later.unslowed_s],
+            share=min(self.share, later.share),
             update_s=[*self.update_s, *later.update_s],
             steps_s={n: [*times, *later.steps_s[n]] for n, times in self.steps_s.items()},
         )
@@ -79,15 +93,17 @@ class Bench:
     def __init__(self, tasks: Mapping[int, TaskSpec], lane: DeviceLane) -> None:
         self._device = torch.device(lane.device)
         alone = tasks[1].build(self._device)
-        parts = _parts(alone, lane.slowdown)
+        self._clock = time.thread_time if self._device.type == "cpu" else time.perf_counter
+        parts = _parts(alone, lane.slowdown, self._clock)
         self._kinds: dict[str, Callable[[], float]] = {
             "micro": lambda: next(parts),
+            "unslowed": lambda: next(parts),
             "update": lambda: next(parts),
         }
         self._counts = tuple(tasks)
         for n, spec in tasks.items():
-            replica = _replica(spec.build(self._device), n, lane)
-            self._kinds[f"step {n}"] = _timed(replica, self._device)
+            replica = _replica(spec.build(self._device), n)
+            self._kinds[f"step {n}"] = _timed(replica, self._device, self._clock)
         self._gradient_bytes = sum(p.numel() * p.element_size() for p in alone.parameters())
         self._has_tables = alone.tables is not None
         for _ in range(WARM_UP):
@@ -98,14 +114,18 @@ class Bench:
     def round(self, seconds: float) -> Samples:
         """Time every kind in turn, for about so many seconds, once at least."""
         times: dict[str, list[float]] = {kind: [] for kind in self._kinds}
-        end = time.perf_counter() + seconds
+        worked, began = self._clock(), time.perf_counter()
+        end = began + seconds
         while not times["micro"] or (
             time.perf_counter() < end and len(times["micro"]) < _NEVER_MORE
         ):
             for kind, take in self._kinds.items():
                 times[kind].append(take())
+        share = (self._clock() - worked) / (time.perf_counter() - began)
         return Samples(
             micro_s=times["micro"],
+            unslowed_s=times["unslowed"],
+            share=min(1.0, share),
             update_s=times["update"],
             steps_s={n: times[f"step {n}"] for n in self._counts},
             gradient_bytes=self._gradient_bytes,
@@ -114,39 +134,40 @@ class Bench:
         )
 
 
-def _replica(task: Task, num_workers: int, lane: DeviceLane) -> Replica:
+def _replica(task: Task, num_workers: int) -> Replica:
     """All logical workers of a task on this one device."""
     order = order_of(task.parameters(), num_workers, BUCKET_BYTES)
-    replica = Replica(task, order, slowdown=lane.slowdown)
+    replica = Replica(task, order)
     ranks = range(num_workers)
     nobody = Exchange(("", 0), "", 0, 1)  # one device: nothing is sent
     replica.configure(Layout(blocks=(ranks,), index=0), nobody, replica.first_contexts(ranks))
     return replica
 
 
-def _parts(task: Task, slowdown: float) -> Iterator[float]:
-    """Yield the seconds of a micro-batch, of its update, of the next micro-batch, ..."""
+def _parts(task: Task, slowdown: float, clock: Clock) -> Iterator[float]:
+    """Yield the seconds of a micro-batch slowed, unslowed, of its update; of the next, ..."""
     place = task.source.first(0)
     while True:
-        began = time.perf_counter()
+        began = clock()
         batch, place = task.source.fetch(0, place)
-        fetched = time.perf_counter()
+        fetched = clock()
         part = task.micro_step(0, batch)
         _finish(task.device)
-        done = time.perf_counter()
+        done = clock()
         yield fetched - began + (done - fetched) * slowdown
-        began = time.perf_counter()
+        yield done - began
+        began = clock()
         task.apply(part)
         _finish(task.device)
-        yield time.perf_counter() - began
+        yield clock() - began
 
 
-def _timed(replica: Replica, device: torch.device) -> Callable[[], float]:
+def _timed(replica: Replica, device: torch.device, clock: Clock) -> Callable[[], float]:
     def step() -> float:
-        began = time.perf_counter()
+        began = clock()
         replica.do_step()
         _finish(device)
-        return time.perf_counter() - began
+        return clock() - began
 
     return step
 

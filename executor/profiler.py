@@ -11,6 +11,10 @@ its dense gradient, as many as would take as long.
 At last the finished profile predicts the steps of *held-out* worker maps, which were not used for
 it: uneven ones, and mixed types where the level admits them. Their relative errors are in the file.
 
+On CPU lanes what a process measures alone is processor time (``executor.measure``); steps of
+several devices can only be timed by the clock, so on a busy machine they and what comes of them are
+too long. The profile notes how much of their cores the measuring processes had.
+
 All of it takes turns, in short rounds, so that a machine that is busy for a while is busy for all;
 and what is reported is the first decile, because other work on a machine only adds time. The
 whole is at one determinism level, since a level may choose other kernels: at D1 every type for
@@ -307,6 +311,7 @@ def _assembled(
     seconds: float,
 ) -> Profile:
     types = [gpu_type for group in groups for gpu_type in group.alone]
+    shares = [s.share for group in groups for alone in group.alone.values() for s in alone.values()]
     reduce = _reduction(groups[0])
     size = {case[0]: _effective_bytes(groups[0], case, reduce) for case in _smallest(cases)}
     return Profile(
@@ -319,6 +324,7 @@ def _assembled(
             f"measured at level {level.value} in {seconds:.0f} s",
             "times are first deciles; start_s is that of warm workers;"
             " rescale_s is the pause between two steps",
+            f"the measuring processes had {min(shares):.0%} of their cores at worst",
             "gradient_bytes of a model with sparse tables are effective: they count its rows too",
         ),
     )
@@ -372,7 +378,7 @@ def switch_s(samples: Samples) -> float:
     counts = sorted(samples.steps_s)
     times = [quiet(samples.steps_s[n]) for n in counts]
     slope = float(np.polyfit(counts, times, 1)[0])
-    return max(0.0, slope - quiet(samples.micro_s))
+    return max(0.0, slope - quiet(samples.unslowed_s))
 
 
 def as_json(profiled: Profiled) -> dict[str, Any]:

@@ -32,18 +32,20 @@ from traces.errors import DataError, UsageError
 from traces.profile import ModelProfile, PredictionError, Profile, ReduceCost, Transfer
 
 SAMPLES = Samples(
-    micro_s=[0.010] * 10,
+    micro_s=[0.020] * 10,  # a lane slowed twice
+    unslowed_s=[0.010] * 10,
     update_s=[0.002] * 10,
     steps_s={n: [0.003 + 0.011 * n] * 10 for n in (1, 2, 4)},
     gradient_bytes=4000,
     memory_mib=300,
     has_tables=False,
+    share=1.0,
 )
 
 
 def test_a_switch_is_what_a_step_gains_beyond_a_micro_batch() -> None:
     assert switch_s(SAMPLES) == pytest.approx(0.001)
-    faster = replace(SAMPLES, micro_s=[0.012] * 10)
+    faster = replace(SAMPLES, unslowed_s=[0.012] * 10)
     assert switch_s(faster) == 0.0  # never negative
 
 
@@ -216,7 +218,7 @@ def test_the_command_prints_and_writes(
         "reduction over 1: 0.100 ms\n",
         "reduction over 2: 2.000 ms + bytes / 500 MB/s",
         "held out: mlp on cpu:4: 20.00 ms, predicted 18.00 ms (-10.0%)",
-        "at D1; mean error 10.0% over 1 worker maps, 10.0% at most",
+        "mean error 10.0% over 1 worker maps, 10.0% at most",
     ):
         assert part in said
     assert Profile.load(out).sha256() == found.profile.sha256()
