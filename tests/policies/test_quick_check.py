@@ -42,9 +42,9 @@ def allocation(draw: random.Random) -> Allocation:
         nodes = sorted(set(nodes))
     masks: list[Any] = [0, 1, 1, 3, 3, 15, 15, 31, 1.0, True]
     shares: Any = tuple((node, draw.choice(masks)) for node in nodes)
-    return Allocation(
-        shares if draw.random() < 0.95 else list(shares), draw.choice((1000, 1000, 500))
-    )
+    if draw.random() < 0.05:
+        shares = list(shares)
+    return Allocation(shares, draw.choice((1000, 1000, 500)))
 
 
 def refused(driver: Driver, job: JobState, given: Allocation) -> bool:
