@@ -805,7 +805,10 @@ class Job:
                 mine = {rank: target.contexts[rank] for rank in ranks}
             batch[handle] = m.Configure(
                 generation=self._generation,
-                meeting=self._meeting("step", index, len(devices)),
+                meeting=replace(
+                    self._meeting("step", index, len(devices)),
+                    device=_exchange_on(devices.values()),
+                ),
                 blocks=blocks,
                 step=target.step,
                 contexts=mine,
@@ -881,6 +884,12 @@ def _plan(
         wanted=tuple(wanted.get(handle, ()) for handle in party),
         size_after=size,
     )
+
+
+def _exchange_on(handles: Iterable[Handle]) -> str:
+    """GPUs exchange among themselves if each worker has one of its own; NCCL shares none."""
+    names = [handle.lane.device for handle in handles]
+    return "cuda" if "cpu" not in names and len(set(names)) == len(names) > 1 else "cpu"
 
 
 def _spread(gpus: Iterable[Place], num_workers: int) -> WorkerMap:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from executor.devices import DeviceLane
 from executor.errors import ExecutorError
@@ -29,7 +29,8 @@ class Habits:
     ``digest_every``: every so many steps each device reports digests of all state; 0 never.
     ``audit_every``: how often replicas compare checksums; 0 never. ``deadline_s``: a device whose
     own part of a step takes longer is taken for hung. ``overlap``: exchange during backward.
-    ``fetch_ahead``: batches per logical worker that are fetched before they are asked for. Raises
+    ``fetch_ahead``: batches per logical worker that are fetched before they are asked for.
+    ``gradients``: where partial sums wait, on the device or, as in EasyScale, on the host. Raises
     ExecutorError for numbers out of range.
     """
 
@@ -41,6 +42,7 @@ class Habits:
     deadline_s: float = 60.0
     overlap: bool = True
     fetch_ahead: int = 0
+    gradients: Literal["device", "host"] = "device"
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -86,12 +88,16 @@ class Attach:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meeting:
-    """Where the devices of a group find each other: ``index`` of ``size`` under ``prefix``."""
+    """Where the devices of a group find each other: ``index`` of ``size`` under ``prefix``.
+
+    ``device``: "cuda" if dense sums are exchanged between GPUs, else "cpu".
+    """
 
     address: tuple[str, int]
     prefix: str
     index: int
     size: int
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

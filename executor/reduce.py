@@ -135,8 +135,9 @@ class _Bucket:
 class DenseReducer:
     """Sums the dense gradients of one generation's devices; this one holds ``blocks[index]``.
 
-    ``blocks``: the ranks of every device, in rank order. One step is ``begin``, then for each local
-    rank ``push``, or ``arm`` before the last one's backward and ``push`` after it, then ``finish``.
+    ``blocks``: the ranks of every device, in rank order; ``device``: where partial sums wait (None:
+    where they are exchanged). One step is ``begin``, then for each local rank ``push``, or ``arm``
+    before the last one's backward and ``push`` after it, then ``finish``.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class DenseReducer:
         exchange: Exchange,
         *,
         scale: float = 1.0,
+        device: torch.device | None = None,
     ) -> None:
         members = sorted(i for bucket in order.buckets for i in bucket)
         if members != list(range(len(parameters))):
@@ -158,6 +160,7 @@ class DenseReducer:
         self._parameters = parameters
         self._order = order
         self._exchange = exchange
+        self._device = exchange.device if device is None else device
         self._scale = scale
         self._subtrees = [
             whole_subtrees(block.start, block.stop, order.num_workers) for block in blocks
@@ -268,7 +271,7 @@ class DenseReducer:
         number, position = self._place[index]
         bucket = self._buckets[number]
         if bucket.filling is None:
-            bucket.filling = bucket.take(self._exchange.device)
+            bucket.filling = bucket.take(self._device)
         offset = bucket.offsets[position]
         view = bucket.filling[offset : offset + gradient.numel()].view(gradient.shape)
         self._copy(gradient, view)
@@ -324,7 +327,7 @@ class DenseReducer:
         # Rows are chunks; device c gets chunk c of every partial sum.
         rows = sums[0] if own == 1 else torch.stack(sums, dim=1).view(-1, bucket.chunk)
         bucket.received = torch.empty(
-            (sum(counts), bucket.chunk), dtype=bucket.dtype, device=self._exchange.device
+            (sum(counts), bucket.chunk), dtype=bucket.dtype, device=self._device
         )
         bucket.pending = self._exchange.all_to_all(
             bucket.received, rows, counts, [own] * self._exchange.size
@@ -339,7 +342,7 @@ class DenseReducer:
         fold: Fold[Tensor] = Fold(self._order.num_workers, Tensor.add_)
         for block, chunk in zip(_flat(self._subtrees), bucket.received, strict=True):
             fold.push(block, chunk)
-        bucket.total = bucket.take(self._exchange.device)
+        bucket.total = bucket.take(self._device)
         return self._exchange.all_gather(bucket.total, fold.total())
 
 

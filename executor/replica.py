@@ -100,7 +100,7 @@ class Replica:
 
     ``audit_every``: every so many steps the replicas compare a checksum of all parameters; 0 never.
     ``overlap``: exchange during the last backward. ``slowdown``: every micro-batch is made to last
-    this many times as long, for lanes that state it.
+    this many times as long, for lanes that state it. ``on_host``: partial sums wait on the host.
     """
 
     def __init__(
@@ -113,6 +113,7 @@ class Replica:
         overlap: bool = True,
         fetch_ahead: int = 0,
         slowdown: float = 1.0,
+        on_host: bool = False,
     ) -> None:
         self.task = task
         self.order = order
@@ -123,6 +124,7 @@ class Replica:
         self._audit_every = audit_every
         self._overlap = overlap
         self._slowdown = slowdown
+        self._on_host = on_host
         self._fetcher = Fetcher(task.source, fetch_ahead)
         self._held: dict[int, _Drafts] = {}
         self._layout = Layout(blocks=(range(task.num_workers),), index=0)
@@ -226,6 +228,7 @@ class Replica:
             layout.blocks,
             exchange,
             scale=self.task.scale,
+            device=self._home_of_sums(exchange),
         )
         self._fetcher.follow({rank: c.place for rank, c in drafts.own.items()})
         if layout.shards is not None:
@@ -247,6 +250,13 @@ class Replica:
         if tables is not None:
             tables.tables.update(self._holdings[holding].tables)
             self._rows = Rows(tables, self.task.seed, shards, exchange, exchange.index)
+
+    def _home_of_sums(self, exchange: Exchange) -> torch.device:
+        """Where partial sums wait: where they are exchanged, or with the task if they are not."""
+        own = self.task.device
+        if exchange.size > 1:
+            return own if exchange.device.type == own.type else exchange.device
+        return torch.device("cpu") if self._on_host else own
 
     def release(self) -> None:
         """Leave the generation: close the exchange; state and contexts stay."""

@@ -186,6 +186,7 @@ class Worker:
             order,
             audit_every=request.habits.audit_every,
             overlap=request.habits.overlap,
+            on_host=request.habits.gradients == "host",
             fetch_ahead=request.habits.fetch_ahead,
             slowdown=request.lane.slowdown,
         )
@@ -275,7 +276,7 @@ class Worker:
         )
 
     def _meet(self, meeting: m.Meeting) -> Exchange:
-        replica, job = self._attached()
+        _, job = self._attached()
         generation = self._generation
         self._now("meet")
         return Exchange(
@@ -285,7 +286,7 @@ class Worker:
             meeting.size,
             # Whoever hangs is found by the agent; this is for the case that there is none.
             timeout_s=4 * job.habits.deadline_s + 10,
-            device=replica.task.device,
+            device=meeting.device,
             abandoned=lambda: self._killed.is_set() or self._abandoned >= generation,
         )
 
@@ -440,7 +441,7 @@ def prepare() -> None:
     """Import what tasks are made of, and set what every worker process has."""
     import torch._dynamo  # noqa: PLC0415  optimizers import it when the first one is made
 
-    import executor.workloads  # noqa: F401, PLC0415
+    import models.data.generator  # noqa: F401, PLC0415
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.set_deterministic_debug_mode("error")

@@ -24,7 +24,6 @@ from executor.moduletask import ModuleTask
 from executor.rowtask import rows_task
 from executor.task import TaskSpec
 from models.config import TINY
-from models.data.generator import Generator, GeneratorConfig
 from models.sparse.evict import Eviction
 from models.sparse.optimizer import RowAdam
 from models.train.config import TrainConfig
@@ -160,6 +159,8 @@ def longer_task(
     *, num_workers: int, seed: int, device: torch.device, global_batch: int = 16
 ) -> LongerTask:
     """Return the task ``longer``."""
+    from models.data.generator import Generator, GeneratorConfig  # noqa: PLC0415  it needs SciPy
+
     model = replace(TINY, d=4, max_length=12, queries=2, head_hidden=(8,), dropout=0.1)
     config = TrainConfig(
         model=model,
