@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from reports import figures, gantt, timeplots
+from reports import figures, gantt, timeplots, workergantt
 from reports.blocks import Block, Cell, Drawing, Facts, Section, Table
 from reports.compare import Comparison, Read, compare_read
 from reports.definitions import METRICS, TOPICS, definition, title
@@ -279,6 +279,7 @@ def _inside(subject: Subject, place: int, left_out: Sequence[str]) -> Section:
             draw=lambda ax: gantt.gantt(ax, tables),
             height_in=5.2,
         ),
+        *_worker_maps(subject),
         Drawing(
             heading="JCT, by GPUs asked for",
             caption="Distribution of JCT in each size class, with its number of finished jobs.",
@@ -301,6 +302,22 @@ def _inside(subject: Subject, place: int, left_out: Sequence[str]) -> Section:
         words=words,
         blocks=tuple(blocks),
     )
+
+
+def _worker_maps(subject: Subject) -> list[Block]:
+    """The worker maps, where a job is elastic."""
+    if not workergantt.bands(subject.tables):
+        return []
+    return [
+        Drawing(
+            heading="Worker maps of elastic jobs",
+            caption="A lane is a job, its height the GPUs it holds, by type. The darker, the more"
+            " logical workers share a GPU; hatched grey holds none; a black front is time held"
+            " without progress.",
+            draw=lambda ax: workergantt.worker_gantt(ax, subject.tables),
+            height_in=4.2,
+        )
+    ]
 
 
 def _breakdown_table(table: pd.DataFrame, what: str) -> Table:

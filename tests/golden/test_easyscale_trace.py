@@ -96,3 +96,12 @@ def test_the_page_quotes_the_benchmark(repo: Path) -> None:
         for row in philly.values()
     )
     assert all(f"{row['p99_ms']:.1f} ms" in page for row in found["latency"])
+
+
+def test_the_page_quotes_the_curve(repo: Path) -> None:
+    found = json.loads((repo / "benchmarks" / "results" / "easyscale_curve.json").read_text())
+    page = (repo / "docs" / "easyscale.md").read_text(encoding="utf-8")
+    preferred = found["as the artifact plans, preferred types"]["mean_distance_gpus"]
+    mixed = found["as the artifact plans, mixed types"]["mean_distance_gpus"]
+    assert f"off by {preferred:.1f} GPUs on" in page
+    assert f"by {mixed:.1f} with mixed ones" in page
