@@ -54,8 +54,10 @@ def add_commands(subparsers: Any) -> None:
     _add_profile(subparsers)
     _add_verify(subparsers)
     from executor.cli_execute import add_execute
+    from executor.cli_validate import add_validate
 
     add_execute(subparsers)
+    add_validate(subparsers)
 
 
 def _add_devices(subparsers: Any) -> None:

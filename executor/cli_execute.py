@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,6 +160,4 @@ def _say(done: Executed) -> None:
     if finished.any():
         print(f", mean JCT {jobs['jct_s'][finished].mean():.2f} s", end="")
     print(f", in {done.record['wall_s']:.1f} s")
-    said = done.record["executor"]
-    print(json.dumps({k: v for k, v in said.items() if k != "lanes"}), file=sys.stderr)
     print(done.path / "report.html")

@@ -77,11 +77,12 @@ class Stay:
     done_s: float = 0.0
     lost_s: float = 0.0
     begin_s: float = 0.0
+    end_s: float = 0.0
     rate: float = 0.0
 
     def close(self, now_s: float, step_work_s: float) -> Stay:
         """Fill in what a stint says: begin, rate, work done."""
-        self.begin_s, self.rate = now_s, 0.0
+        self.begin_s, self.end_s, self.rate = now_s, now_s, 0.0
         if self.first_s is not None:
             # The first step began about one step before it was done.
             usual_s = median(self.step_s) if self.step_s else 0.0
@@ -114,6 +115,7 @@ class LocalCluster:
         self.stays: dict[int, Stay] = {}
         self.finished: dict[str, e.Finished] = {}
         self.told: list[e.Event] = []
+        self.closed: list[Stay] = []
         self._begun = dict(begun or {})  # steps that a job's checkpoint holds already
         self._spec_of = spec_of
         self._clock = clock
@@ -274,7 +276,7 @@ class LocalCluster:
     def _done(self, rank: int, at_s: float) -> Message:
         def tell(_: Moment) -> None:
             stay = self.stays.pop(rank)
-            stay.close(self.now_s(), _step_work_s(stay.job))
+            self.closed.append(stay.close(self.now_s(), _step_work_s(stay.job)))
             stay.done_s = stay.job.job.duration_s
             assert self._listener is not None
             self._listener.job_finished(rank, stay)
@@ -282,7 +284,9 @@ class LocalCluster:
         return Message(time_s=at_s, kind=FINISH, call=tell)
 
     def _closed(self, job: JobState) -> Stay:
-        return self.stays.pop(job.rank).close(self.now_s(), _step_work_s(job))
+        stay = self.stays.pop(job.rank).close(self.now_s(), _step_work_s(job))
+        self.closed.append(stay)
+        return stay
 
 
 def _map_of(job: JobState) -> WorkerMap:

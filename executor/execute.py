@@ -29,7 +29,7 @@ from executor.devices import DeviceLane
 from executor.errors import ExecutorError
 from executor.journal import Journal, Left, alone, folder_of
 from executor.messages import Habits
-from executor.outcome import said_of, training_rows, utilisation_rows
+from executor.outcome import device_seconds, said_of, training_rows, utilisation_rows
 from executor.recipes import Recipes, references, warm
 from executor.utilisation import Utilisation
 from policies.contract import IntraJobPolicy, PlacementPolicy, Policy
@@ -168,7 +168,8 @@ def execute(
             journal.close()
         driver.close()
         record |= ending(driver, time.monotonic() - began)
-        record["executor"] = said_of(cluster, clock, places)
+        device_s = device_seconds(cluster, spec, profile)
+        record["executor"] = said_of(cluster, clock, places, device_s)
         training = training_rows(recipes, cluster, reference, begun or {})
         log.attach("training", training)
         log.attach("utilisation", utilisation_rows(spec, utilisation.readings))

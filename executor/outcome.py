@@ -18,7 +18,8 @@ from executor.devices import DeviceLane
 from executor.pool import Place
 from executor.recipes import Recipes
 from executor.utilisation import Reading
-from traces import ClusterSpec
+from policies.rates import rates_of, step_time_of
+from traces import ClusterSpec, Profile
 
 
 def training_rows(
@@ -65,8 +66,45 @@ def utilisation_rows(spec: ClusterSpec, readings: list[Reading]) -> list[dict[st
     ]
 
 
+def device_seconds(cluster: LocalCluster, spec: ClusterSpec, profile: Profile) -> dict[str, float]:
+    """Where the time went for which jobs held lanes, in lane-seconds.
+
+    ``start`` and ``rescale``: from the decision to the first step there, measured. The rest of a
+    stay is training: what the profile predicts for its steps by part, with ``waiting`` for devices
+    that have less to compute than the slowest, and ``unexplained`` for what is left (negative where
+    the profile predicts more than was measured).
+    """
+    total: dict[str, float] = {}
+
+    def add(name: str, seconds: float) -> None:
+        total[name] = total.get(name, 0.0) + seconds
+
+    seen: set[int] = set()
+    for stay in cluster.closed:
+        elastic = stay.job.elastic
+        assert elastic is not None
+        lanes, layout = len(stay.worker_map.gpus), stay.worker_map.layout(spec)
+        add("rescale" if stay.job.rank in seen else "start", (stay.begin_s - stay.since_s) * lanes)
+        seen.add(stay.job.rank)
+        rates = rates_of(profile, elastic)
+        step = step_time_of(rates, layout)
+        steps = stay.at - stay.begun_at
+        own = sum(n * rates.microbatch_s[t] for t, n in layout)
+        add("compute", steps * own)
+        add("waiting", steps * (step.compute_s * lanes - own))
+        add("switch", steps * step.switch_s * lanes)
+        add("reduce", steps * step.reduce_s * lanes)
+        add("update", steps * step.update_s * lanes)
+        held = (stay.end_s - stay.begin_s) * lanes
+        add("unexplained", held - steps * step.total_s * lanes)
+    return {name: round(seconds, 6) for name, seconds in total.items()}
+
+
 def said_of(
-    cluster: LocalCluster, clock: WallClock, places: Mapping[Place, DeviceLane]
+    cluster: LocalCluster,
+    clock: WallClock,
+    places: Mapping[Place, DeviceLane],
+    device_s: Mapping[str, float],
 ) -> dict[str, Any]:
     """The record's field ``executor``."""
     rescaled = [x for x in cluster.told if isinstance(x, e.Rescaled)]
@@ -74,6 +112,7 @@ def said_of(
     started = [x for x in cluster.told if isinstance(x, e.Running)]
     return {
         "lanes": {f"{n}/{g}": lane.to_json() for (n, g), lane in places.items()},
+        "device_s": dict(device_s),
         "start_s": [round(x.seconds, 4) for x in started],
         "rescale_s": [round(x.seconds, 4) for x in rescaled],
         "rescale_pause_s": [round(x.pause_s, 4) for x in rescaled],

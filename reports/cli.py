@@ -49,6 +49,17 @@ def add_commands(subparsers: Any) -> None:
     )
     compare.set_defaults(run=_compare)
 
+    fidelity = subparsers.add_parser(
+        "fidelity",
+        help="write the page that compares simulated with measured runs",
+        description="Write one HTML file from the folder that `tandem validate` leaves.",
+    )
+    fidelity.add_argument("runs", nargs=1, metavar="DIR", help="folder of a validation")
+    fidelity.add_argument("--out", metavar="FILE", help="HTML file (default: DIR/fidelity.html)")
+    fidelity.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    fidelity.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    fidelity.set_defaults(run=_fidelity)
+
     timeline = subparsers.add_parser(
         "timeline",
         help="write a timeline that Perfetto opens",
@@ -163,6 +174,37 @@ def _print_comparison(found: Comparison) -> None:
         print(("\n" if i > 1 else "") + f"{label} against {found.labels[0]}")
         print(f"interval: {found.methods[i]}\n")
         _print_columns(lines, left=(0, 1))
+
+
+def _fidelity(args: argparse.Namespace) -> int:
+    from reports.fidelity import open_validation
+    from reports.fidelitypage import percent, write_fidelity
+
+    folder = Path(args.runs[0])
+    found = open_validation(folder)
+    out = write_fidelity(found, Path(args.out) if args.out else folder / "fidelity.html")
+    if args.json:
+        _print_json([one.as_dict() for one in found])
+        return 0
+    lines: list[tuple[str, ...]] = [
+        ("policy", "JCT error", "95th percentile", "makespan error", "decided alike", "bits")
+    ]
+    for one in found:
+        bits = sum(pair.same_bits for pair in one.pairs), sum(p.other_bits for p in one.pairs)
+        errors = [percent(v) for v in (one.mean_error, one.p95_error, one.makespan_error)]
+        said = [text + (f" ({note})" if note else "") for text, note in errors]
+        alike = f"{one.decided_alike} of {len(one.pairs)}"
+        lines.append((one.policy, *said, alike, f"{bits[0]} equal, {bits[1]} other"))
+    if args.markdown:
+        print(
+            "\n".join(
+                "| " + " | ".join(line) + " |" for line in (lines[0], ("---",) * 6, *lines[1:])
+            )
+        )
+        return 0
+    _print_columns(lines, left=(0,))
+    print(out)
+    return 0
 
 
 def _timeline(args: argparse.Namespace) -> int:

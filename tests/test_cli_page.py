@@ -17,7 +17,7 @@ from tests.test_docs import commands
 # while, a server does not end.
 NOT_RUN = (
     *("traces fetch tiresias", "demo", "run data/60_job.csv", "serve", "reproduce", "profile"),
-    "execute",
+    *("execute", "validate", "fidelity"),
 )
 
 

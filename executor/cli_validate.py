@@ -1,0 +1,156 @@
+"""``tandem validate``: execute a workload, simulate it from the profile, and compare.
+
+A command made of other commands, which it reaches through the front door: ``profile`` (if none is
+given), ``execute`` for every policy and repeat, ``run`` on the log that the execution left, as a
+trace, under the same policy, and ``fidelity``, which reads the folder that all of it is in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from traces.errors import UsageError
+
+_VALIDATE = """example:
+  tandem validate jobs.csv --policy fifo --policy easyscale --repeats 5 --out runs/validation
+"""
+_POLICIES = ("fifo", "srtf", "tiresias", "easyscale")
+_MANIFEST = "validation.json"
+
+
+def add_validate(subparsers: Any) -> None:
+    """Register the command."""
+    validate = subparsers.add_parser(
+        "validate",
+        help="execute a workload, simulate it from the profile, and say how far apart they are",
+        description="Execute a workload on this machine's devices under each policy, simulate the"
+        " log of each execution from the profile under the same policy, and write one page that"
+        " compares them.",
+        epilog=_VALIDATE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    validate.add_argument("trace", metavar="WORKLOAD", help="job table with elastic jobs")
+    validate.add_argument(
+        "--policy",
+        action="append",
+        default=[],
+        metavar="NAME[:param=value,...]",
+        help=f"may be repeated (default: {', '.join(_POLICIES)})",
+    )
+    validate.add_argument("--placement", default="count", metavar="NAME[:param=value,...]")
+    validate.add_argument("--intra", default="companion", metavar="NAME[:param=value,...]")
+    validate.add_argument("--devices", default="auto", metavar="LANES", help="see `tandem devices`")
+    validate.add_argument(
+        "--profile", metavar="FILE", help="what `tandem profile` measured (default: measured now)"
+    )
+    validate.add_argument("--repeats", type=int, default=1, metavar="N", help="default: 1")
+    validate.add_argument("--seed", type=int, default=0, help="of models and data (default: 0)")
+    validate.add_argument("--out", required=True, metavar="DIR", help="folder for all of it")
+    validate.add_argument("--quick", action="store_true", help="a quick profile")
+    validate.add_argument("--no-verify", action="store_true", help="do not compare jobs' bits")
+    validate.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    validate.add_argument("--quiet", action="store_true", help="no progress")
+    validate.set_defaults(run=_validate)
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from executor.cli import need_torch
+
+    need_torch()
+    if args.repeats < 1:
+        raise UsageError(f"--repeats {args.repeats}: expected 1 or more")
+    folder = Path(args.out)
+    if (folder / _MANIFEST).exists():
+        raise UsageError(f"--out {folder}: holds a validation already; name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    if args.profile is None:
+        _profile(args, folder)
+    else:
+        text = Path(args.profile).read_text(encoding="utf-8")
+        (folder / "profile.json").write_text(text, encoding="utf-8")
+    world = _world(args, folder)
+    pairs: list[dict[str, str]] = []
+    for repeat in range(args.repeats):  # policies take turns, so that a slow hour meets them all
+        for policy in args.policy or _POLICIES:
+            pairs.append(_pair(args, folder, world, policy, repeat))
+            (folder / _MANIFEST).write_text(json.dumps({"pairs": pairs}, indent=1))
+    said = ["fidelity", str(folder)]
+    return int(args.tandem([*said, "--json"] if args.json else said))
+
+
+def _profile(args: argparse.Namespace, folder: Path) -> None:
+    """Measure what the workload needs."""
+    from traces import load
+
+    jobs = [job.elastic for job in load(args.trace).jobs()]
+    models = sorted({e.model for e in jobs if e is not None and e.model is not None})
+    batches = sorted({e.batch_size for e in jobs if e is not None and e.batch_size is not None})
+    command = ["profile", "--lanes", args.devices, "--out", str(folder / "profile.json")]
+    for model in models:
+        command += ["--model", model]
+    for batch in batches:
+        command += ["--batch", str(batch)]
+    _step(args, [*command, *(["--quick"] if args.quick else [])])
+
+
+def _world(args: argparse.Namespace, folder: Path) -> list[str]:
+    """What the simulated world is, as arguments of ``tandem run``; the inventory goes to a file."""
+    import pandas as pd
+
+    from executor.cluster import cluster_of
+    from executor.devices import parse_lanes
+    from executor.execute import costs_of
+    from executor.machine import probe
+    from traces import load
+    from traces.profile_sources import load_profile
+
+    spec, _ = cluster_of(list(parse_lanes(args.devices, probe())))
+    rows = [
+        {"node": node.name, "gpu_type": node.gpu_type, "num_gpus": node.num_gpus}
+        for node in spec.nodes
+    ]
+    pd.DataFrame(rows).to_csv(folder / "nodes.csv", index=False)
+    costs = costs_of(load_profile(folder / "profile.json"), load(args.trace))
+    said = ["--cluster", str(folder / "nodes.csv"), "--profile", str(folder / "profile.json")]
+    for name in ("start", "save", "rescale"):
+        said += ["--cost", f"{name}={getattr(costs, f'{name}_s')!r}"]
+    return [*said, "--placement", args.placement, "--intra", args.intra]
+
+
+def _pair(
+    args: argparse.Namespace, folder: Path, world: Sequence[str], policy: str, repeat: int
+) -> dict[str, str]:
+    """Execute once and simulate what was executed."""
+    name = f"{_safe(policy)}-{repeat + 1}"
+    executed, simulated = f"executed-{name}", f"simulated-{name}"
+    command = ["execute", args.trace, "--policy", policy, "--placement", args.placement]
+    command += ["--intra", args.intra, "--devices", args.devices, "--seed", str(args.seed)]
+    command += ["--profile", str(folder / "profile.json"), "--out", str(folder / executed)]
+    command += ["--references", str(folder / "digests.json"), "--checkpoint-every", "0"]
+    _step(args, [*command, "--no-report", *(["--no-verify"] if args.no_verify else [])])
+    command = ["run", str(folder / executed), "--policy", policy, *world]
+    _step(args, [*command, "--out", str(folder / simulated), "--no-report"])
+    return {"policy": policy, "executed": executed, "simulated": simulated}
+
+
+def _step(args: argparse.Namespace, command: Sequence[str]) -> None:
+    """Run a command of ours; what it prints is not the answer here."""
+    from contextlib import redirect_stdout
+
+    if not args.quiet:
+        print(f"tandem {' '.join(command[:4])} ...", file=sys.stderr)
+    quiet = ["--quiet"] if command[0] in {"run", "execute"} and not sys.stderr.isatty() else []
+    with redirect_stdout(sys.stderr):
+        code = args.tandem([*command, *quiet])
+    if code:
+        raise SystemExit(code)
+
+
+def _safe(policy: str) -> str:
+    """A policy's text as part of a folder's name."""
+    return "".join(c if c.isalnum() or c == "-" else "_" for c in policy)
