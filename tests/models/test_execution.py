@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.bench.workload import Drawn
 from models.config import TINY
+from models.device import deterministic
 from models.longer import attention
 from models.longer.attention import Segment, Segments, attend, causal_argument
 from models.longer.execution import PARTS, Execution, Part
@@ -213,6 +214,20 @@ def test_samples_beyond_one_call_change_no_bit(monkeypatch: pytest.MonkeyPatch) 
     assert [s.key_rows for s in stretches] == [16, 4 + 21, 28, 14]
     assert stretches[1].cumulative_queries.tolist() == [0, 3, 5, 7, 9]
     assert (stretches[1].most_queries, stretches[1].most_keys) == (3, 7)
+
+
+def test_deterministic_algorithms_are_put_back_as_they_were() -> None:
+    settings: Any = torch.utils.deterministic
+    before = settings.fill_uninitialized_memory
+    cpu = torch.device("cpu")
+    with deterministic(cpu):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not settings.fill_uninitialized_memory
+        with deterministic(cpu, strict=False):
+            assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert settings.fill_uninitialized_memory == before
 
 
 def test_both_names_of_the_causal_mask_are_known() -> None:
