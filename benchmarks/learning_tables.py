@@ -1,7 +1,9 @@
 """Tables from the results of ``learning.py``: means over seeds, with intervals.
 
-An interval is Student's t at 95 % over the seeds (two-sided); with one seed there is none. Gaps to
-the Bayes score are taken on the same samples, then averaged.
+Seeds differ in data, network and evaluated samples. Of AUCs and gaps the tables show the mean and
+the range over seeds; of differences between two networks, which are taken seed by seed, the mean
+and Student's t interval at 95 % (two-sided); with one seed there is none. Gaps to the Bayes score
+are taken on the same samples.
 """
 
 from __future__ import annotations
@@ -12,23 +14,28 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from learning_list import FLOPS_SEEDS
 from scipy.special import stdtrit
 
 Result = dict[str, Any]
+OLD_START = "dense"
+BASE = "longer"
+"""How the variant's name begins that the others are held against."""
 
 
 def tables(reports: Sequence[dict[str, Any]]) -> str:
     """Return all tables, as Markdown."""
-    results = [r for report in reports for r in report["results"] if "error" not in r]
+    done = [r for report in reports for r in report["results"] if "error" not in r]
+    # Of an older start of the network's layers: measured, but not what is there now.
+    results = [r for r in done if r.get("start") != OLD_START]
     parts = [
         _near(results),
         _compared(results, "samples", "At equal samples"),
-        _compared(results, "flops", "At equal operations"),
+        _compared(results, "flops", "With more samples, at no more operations"),
         _visible(results),
         _views(results),
-        _compared(results, "pairs", "Pairs"),
-        _bounds(results),
+        _pairs(results),
+        _compared([r for r in done if r.get("start") == OLD_START], "samples", "With dense starts"),
+        _bounds(done),
         _runs(reports),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -48,6 +55,14 @@ def shown(values: Sequence[float], places: int = 4) -> str:
     mean, half = mean_and_half(values)
     text = short(mean, places)
     return text if math.isnan(half) else f"{text} ± {short(half, places)}"
+
+
+def ranged(values: Sequence[float]) -> str:
+    """Return ``mean (least to most)``."""
+    mean = short(float(np.mean(values)))
+    if len(values) < 2:
+        return mean
+    return f"{mean} ({short(min(values))} to {short(max(values))})"
 
 
 def short(value: float, places: int = 4) -> str:
@@ -92,28 +107,25 @@ def _near(results: Sequence[Result]) -> str:
                     length,
                     len(runs),
                     short(runs[0]["evaluations"][0]["bayes_auc"]),
-                    shown(_aucs(runs)),
-                    shown([gap(r) for r in runs]),
-                    f"{short(min(gap(r) for r in runs))} to {short(max(gap(r) for r in runs))}",
+                    ranged(_aucs(runs)),
+                    ranged([gap(r) for r in runs]),
                     f"{max(r['steps'] for r in runs):,}",
                     f"{max(r['samples'] for r in runs):,}",
                     f"{max(r['flops'] for r in runs) / 1e12:.1f}",
                     f"{seconds:.0f} s on {' and '.join(sorted({r['device'] for r in runs}))}",
                 ]
             )
-    head = ("events", "seeds", "Bayes AUC", "AUC", "gap", "gaps", "steps", "samples", "TFLOPs")
+    head = ("events", "seeds", "Bayes AUC", "AUC", "gap", "steps", "samples", "TFLOPs")
     return _table("How near", (*head, "longest run"), rows) if rows else ""
 
 
 def _compared(results: Sequence[Result], group: str, title: str) -> str:
-    rows = _of_group(results, group)
+    rows = _equal_samples(results) if group == "samples" else _of_group(results, group)
+    if group == "flops":
+        rows |= _no_more_flops(results)
     if not rows:
         return ""
-    if group == "flops":  # what the others are equal to
-        for variant, runs in _of_group(results, "samples").items():
-            if variant.startswith("longer"):
-                rows[variant] = [r for r in runs if r["seed"] < FLOPS_SEEDS]
-    first = next((name for name in rows if name.startswith("longer")), None)
+    first = next((name for name in rows if name.startswith(BASE)), None)
     of_seed = {r["seed"]: r["evaluations"][0]["auc"] for r in rows[first]} if first else {}
     made = []
     for variant, runs in sorted(rows.items(), key=lambda row: -float(np.mean(_aucs(row[1])))):
@@ -124,8 +136,8 @@ def _compared(results: Sequence[Result], group: str, title: str) -> str:
             [
                 variant,
                 len(runs),
-                shown(_aucs(runs)),
-                shown([gap(r) for r in runs]),
+                ranged(_aucs(runs)),
+                ranged([gap(r) for r in runs]),
                 "" if variant == first or not differences else shown(differences),
                 f"{np.mean([r['samples'] for r in runs]) / 1000:,.0f}",
                 f"{np.mean([r['flops'] for r in runs]) / 1e12:.2f}",
@@ -134,6 +146,57 @@ def _compared(results: Sequence[Result], group: str, title: str) -> str:
         )
     head = ("variant", "seeds", "AUC", "gap to Bayes", "AUC against LONGER", "samples / 1000")
     return _table(title, (*head, "TFLOPs", "dense parameters"), made)
+
+
+def _pairs(results: Sequence[Result]) -> str:
+    """Run by run: they find the XOR or they do not, so a mean says little."""
+    runs = [r for r in results if r["group"] == "pairs"]
+    made = [
+        [
+            r["variant"],
+            r["seed"],
+            short(r["evaluations"][0]["auc"]),
+            short(r["evaluations"][0]["bayes_score_auc"]),
+            f"{r['samples'] / 1000:,.0f}",
+            f"{r['flops'] / 1e12:.2f}",
+        ]
+        for r in sorted(runs, key=lambda r: (r["seed"], -r["evaluations"][0]["auc"]))
+    ]
+    head = ("variant", "seed", "AUC", "Bayes score", "samples / 1000", "TFLOPs")
+    return _table("Pairs", head, made) if made else ""
+
+
+def _base_samples(results: Sequence[Result]) -> int:
+    """Samples of the base's runs at equal samples, 0 if there is none."""
+    base = [
+        r["samples"] for r in results if r["group"] == "samples" and r["variant"].startswith(BASE)
+    ]
+    return max(set(base), key=base.count) if base else 0
+
+
+def _equal_samples(results: Sequence[Result]) -> dict[str, list[Result]]:
+    wanted = _base_samples(results)
+    return _of_group((r for r in results if not wanted or r["samples"] == wanted), "samples")
+
+
+def _no_more_flops(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """The base, and what was trained on more samples with no more operations."""
+    least = _base_samples(results)
+    rows = _of_group(results, "samples")
+    base = [r for name in rows if name.startswith(BASE) for r in rows[name]]
+    most = max((r["flops"] for r in base if r["samples"] == least), default=0)
+    return {
+        name: kept
+        for name, runs in rows.items()
+        if (
+            kept := [
+                r
+                for r in runs
+                if (name.startswith(BASE) and r["samples"] == least)
+                or (r["samples"] > least and r["flops"] <= 1.02 * most)
+            ]
+        )
+    }
 
 
 def exponent(lengths: Sequence[float], aucs: Sequence[float]) -> float:

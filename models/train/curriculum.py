@@ -1,10 +1,11 @@
 """How much of a history is seen at which step: short ones first.
 
-A network must find which events belong to a candidate before it can learn what they tell, and the
-search takes longer the more events there are: on the generator, histories of 64 events are learned
-in hundreds of steps, those of 256 hardly in thousands. So early steps may show the newest few
-events only. The samples, their labels and their order are those of a run without a curriculum; the
-data side cuts (``visible`` of ``models.data.collate.Samples``). The paper names no curriculum.
+A network must find which events belong to a candidate before it can learn what they tell, and steps
+on fewer events are cheaper ones to search by. So early steps may show the newest few events only.
+The samples, their labels and their order are those of a run without a curriculum; the data side
+cuts (``visible`` of ``models.data.collate.Samples``). What is cut off is noise to whoever does not
+see it, so a view must not be too short (``docs/models/learnability.md``). The paper names no
+curriculum.
 
 Leaves out: stages that end when the loss says so; a step's view is a function of the step alone.
 """
