@@ -1,4 +1,4 @@
-"""``tandem report``, ``metrics``, ``compare`` and ``timeline``: each is one function call."""
+"""``tandem report``, ``metrics``, ``compare``, ``co-location``, ``timeline``: one call each."""
 
 from __future__ import annotations
 
@@ -59,6 +59,17 @@ def add_commands(subparsers: Any) -> None:
     fidelity.add_argument("--json", action="store_true", help="print the numbers as JSON")
     fidelity.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     fidelity.set_defaults(run=_fidelity)
+
+    shared = subparsers.add_parser(
+        "co-location",
+        help="runs that an online service shares, side by side, with a figure",
+        description="Compare runs of 'tandem run --serving' with the first: utilisation, what the"
+        " service waited for, how soon jobs left.",
+    )
+    shared.add_argument("runs", nargs="+", metavar="RUN", help="run directory")
+    shared.add_argument("--figure", metavar="FILE", help="draw serving and training (.png, .svg)")
+    shared.add_argument("--json", action="store_true", help="as JSON")
+    shared.set_defaults(run=_shared)
 
     timeline = subparsers.add_parser(
         "timeline",
@@ -141,6 +152,23 @@ def _compare(args: argparse.Namespace) -> int:
         _print_json(found.as_dict())
     else:
         _print_comparison(found)
+    return 0
+
+
+def _shared(args: argparse.Namespace) -> int:
+    from reports.colocation import PUBLISHED, side_by_side, table, write_figure
+    from traces.runlog import RunLog
+
+    rows = side_by_side([RunLog.open(path) for path in args.runs])
+    if args.figure is not None:
+        write_figure(rows, Path(args.figure))
+    if args.json:
+        _print_json([row.as_dict() for row in rows])
+        return 0
+    _print_columns(table(rows), left=(0,))
+    print(f"\n{PUBLISHED}")
+    if args.figure is not None:
+        print(f"figure: {args.figure}")
     return 0
 
 

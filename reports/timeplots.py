@@ -36,11 +36,13 @@ Floats = NDArray[np.float64]
 BINS = 240
 
 
-def _edges(start_s: float, end_s: float, bins: int = BINS) -> Floats:
+def bin_edges(start_s: float, end_s: float, bins: int = BINS) -> Floats:
+    """Edges of so many bins of one width."""
     return np.linspace(start_s, end_s, bins + 1)
 
 
-def _time_axis(ax: Axes, start_s: float, end_s: float) -> TimeUnit:
+def time_axis(ax: Axes, start_s: float, end_s: float) -> TimeUnit:
+    """Make x an axis of time since the trace's origin, in a unit for the span; returns the unit."""
     unit = time_unit(end_s - start_s)
     ax.set_xlim(start_s / unit.seconds, end_s / unit.seconds)
     ax.xaxis.set_major_locator(MaxNLocator(9, steps=[1, 2, 2.5, 5, 10]))
@@ -58,8 +60,8 @@ def allocation(ax: Axes, tables: RunTables, load: Series) -> None:
     if end_s <= start_s:
         nothing(ax, "no GPU was held at any time")
         return
-    edges = _edges(start_s, end_s)
-    unit = _time_axis(ax, start_s, end_s)
+    edges = bin_edges(start_s, end_s)
+    unit = time_axis(ax, start_s, end_s)
     x = edges / unit.seconds
     floor = np.zeros(BINS)
     names = _main_types(tables, load)
@@ -109,8 +111,8 @@ def utilisation_by_type(ax: Axes, tables: RunTables, load: Series) -> None:
     if end_s <= start_s:
         nothing(ax, "no GPU was held at any time")
         return
-    edges = _edges(start_s, end_s, 120)
-    unit = _time_axis(ax, start_s, end_s)
+    edges = bin_edges(start_s, end_s, 120)
+    unit = time_axis(ax, start_s, end_s)
     for index, (name, members) in enumerate(_main_types(tables, load).items()):
         busy = sum((load.progressing[m].bins(edges).mean for m in members), np.zeros(120))
         there = sum((load.capacity[m].bins(edges).mean for m in members), np.zeros(120))
@@ -137,8 +139,8 @@ def over_time(
         return
     start_s = min(t.start_s for t, _ in groups.values())
     end_s = max(t.end_s for t, _ in groups.values())
-    edges = _edges(start_s, end_s)
-    unit = _time_axis(ax, start_s, end_s)
+    edges = bin_edges(start_s, end_s)
+    unit = time_axis(ax, start_s, end_s)
     for index, (label, (_, steps)) in enumerate(groups.items()):
         bins = steps.bins(edges)
         style = line(index)
@@ -179,8 +181,8 @@ def fragmentation(ax: Axes, tables: RunTables) -> None:
     time_s = sums.index.to_numpy(dtype=np.float64)
     idle = (sums["capacity_gpus"] - sums["allocated_gpus"]).to_numpy(dtype=np.float64)
     stuck = sums["fragmented_gpus"].to_numpy(dtype=np.float64)
-    edges = _edges(tables.start_s, max(tables.end_s, float(time_s[-1])))
-    unit = _time_axis(ax, float(edges[0]), float(edges[-1]))
+    edges = bin_edges(tables.start_s, max(tables.end_s, float(time_s[-1])))
+    unit = time_axis(ax, float(edges[0]), float(edges[-1]))
     x = edges / unit.seconds
     for values, label, color, hatch in (
         (idle, "idle", GREY, ""),
