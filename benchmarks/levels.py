@@ -18,8 +18,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ from models.train.step import train_step
 Run = Callable[[], object]
 
 
-def operators(device: str) -> dict[str, Run]:
-    """Forward and backward passes by name; larger on a GPU."""
+def operators(device: str) -> dict[str, Callable[[], Run]]:
+    """What makes a forward and backward pass, by name; larger on a GPU."""
     rows, width = (8192, 256) if device != "cpu" else (512, 128)
     generator = torch.Generator().manual_seed(0)
 
@@ -66,15 +67,15 @@ def operators(device: str) -> dict[str, Run]:
         "embedding": (lambda: F.embedding(index, table), (table,)),
     }
 
-    def both(name: str) -> Run:
-        call, given = calls[name]
+    def both(call: Callable[[], Tensor], given: Sequence[Tensor]) -> Run:
         gradient = torch.ones_like(call().detach())
         return lambda: torch.autograd.grad(call(), given, grad_outputs=gradient)
 
     parameter = nn.Parameter(square.detach().clone())
     parameter.grad = torch.ones_like(parameter)
     optimizer = torch.optim.AdamW([parameter])
-    return {name: both(name) for name in calls} | {"adamw": optimizer.step}
+    makers: dict[str, Callable[[], Run]] = {n: partial(both, *c) for n, c in calls.items()}
+    return makers | {"adamw": lambda: optimizer.step}
 
 
 def longer(device: str, preset: str, batch: int, length: int) -> Run:
@@ -95,18 +96,26 @@ def child(given: str) -> int:
         configure(Agreement.from_json(agreement), lane)
     else:
         torch.set_num_threads(lane.threads)
-    runs = operators(lane.device)
-    runs["LONGER tiny"] = longer(lane.device, "tiny", 32, 32)
+    makers: dict[str, Callable[[], Run]] = dict(operators(lane.device))
+    makers["LONGER tiny"] = lambda: longer(lane.device, "tiny", 32, 32)
     if lane.device != "cpu":
-        runs["LONGER paper"] = longer(lane.device, "paper", 64, 500)
-    for run in runs.values():
-        for _ in range(3):
-            run()
+        makers["LONGER paper"] = lambda: longer(lane.device, "paper", 64, 500)
+    say(list(makers))
+    warm: dict[str, Run] = {}
     for line in sys.stdin:
-        seconds = float(line)
-        print(json.dumps({name: timed(run, lane.device, seconds) for name, run in runs.items()}))
-        sys.stdout.flush()
+        name, seconds = json.loads(line)
+        if name not in warm:  # compiles what there is to compile
+            warm[name] = makers[name]()
+            for _ in range(3):
+                warm[name]()
+        say(timed(warm[name], lane.device, seconds))
     return 0
+
+
+def say(value: object) -> None:
+    """Answer the parent."""
+    print(json.dumps(value))
+    sys.stdout.flush()
 
 
 def timed(run: Run, device: str, seconds: float) -> float:
@@ -151,38 +160,33 @@ def started(agreement: Agreement | None, lane: DeviceLane) -> subprocess.Popen[s
     )
 
 
+def answer(process: subprocess.Popen[str], question: object = None) -> Any:
+    """Ask a side's process, or hear what it says at first."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    if question is not None:
+        process.stdin.write(json.dumps(question) + "\n")
+        process.stdin.flush()
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError("a process ended; see its error above")
+    return json.loads(line)
+
+
 def compare(
     processes: Mapping[str, subprocess.Popen[str]], rounds: int, seconds: float
-) -> dict[str, dict[str, list[float]]]:
-    """Return the rounds' best calls by side and name."""
-    found: dict[str, dict[str, list[float]]] = {side: {} for side in processes}
-    for _ in range(rounds):
-        for side, process in processes.items():
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write(f"{seconds}\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
-            if not answer:
-                raise RuntimeError(f"the process of {side} ended; see its error above")
-            for name, value in json.loads(answer).items():
-                found[side].setdefault(name, []).append(value)
-    return found
-
-
-def summary(found: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict[str, Any]]:
-    """A row for each name: best calls in seconds, and ratios to the side before."""
-    rows = []
-    for name in next(iter(found.values())):
-        best = {side: min(times[name]) for side, times in found.items()}
-        ratios = {
-            f"{side} / {'stock' if side == 'D1' else 'D1'}": best[side]
-            / best["stock" if side == "D1" else "D1"]
-            for side in best
-            if side != "stock"
-        }
-        rows.append({"name": name, "seconds": best, "ratios": ratios})
-    return rows
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each name: best calls in seconds, and ratios to the side before."""
+    names, *_ = [answer(process) for process in processes.values()]
+    for name in names:
+        times: dict[str, list[float]] = {side: [] for side in processes}
+        for _ in range(rounds):
+            for side, process in processes.items():
+                times[side].append(answer(process, [name, seconds]))
+        best = {side: min(found) for side, found in times.items()}
+        base = {side: "stock" if side == "D1" else "D1" for side in best if side != "stock"}
+        ratios = {f"{side} / {other}": best[side] / best[other] for side, other in base.items()}
+        yield {"name": name, "seconds": best, "ratios": ratios}
 
 
 def main() -> int:
@@ -199,19 +203,20 @@ def main() -> int:
     machine = probe()
     compared = sides(machine, args.device)
     processes = {side: started(*given) for side, given in compared.items()}
+    values: dict[str, Any] = {"machine": fingerprint(machine), "device": args.device}
+    values |= {"rounds": args.rounds, "sides": list(compared), "rows": []}
     try:
-        rows = summary(compare(processes, args.rounds, args.seconds))
+        for row in compare(processes, args.rounds, args.seconds):
+            said = ", ".join(f"{what} {value:.3f}" for what, value in row["ratios"].items())
+            at_d1 = 1e3 * row["seconds"]["D1"]
+            print(f"{row['name']:<14} {at_d1:>9.3f} ms at D1; {said}", flush=True)
+            values["rows"].append(row)
+            if args.out is not None:  # after every row: who ends us early has those before
+                args.out.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     finally:
         for process in processes.values():
             process.kill()
             process.wait()
-    for row in rows:
-        said = ", ".join(f"{what} {value:.3f}" for what, value in row["ratios"].items())
-        print(f"{row['name']:<14} {1e3 * row['seconds']['D1']:>9.3f} ms at D1; {said}")
-    if args.out is not None:
-        values = {"machine": fingerprint(machine), "device": args.device, "rows": rows}
-        values |= {"rounds": args.rounds, "sides": list(compared)}
-        args.out.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

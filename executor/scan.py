@@ -27,21 +27,22 @@ from torch.utils._pytree import tree_leaves
 from executor.kernels import REPLACED
 
 _MOVES = """
-    _to_copy _unsafe_view alias arange as_strided cat chunk clone constant_pad_nd contiguous
-    copy copy_ detach detach_ diagonal empty empty_like empty_strided expand fill_ flip full
-    full_like gather index index_copy index_copy_ index_put index_put_ index_select is_same_size
-    item lift_fresh _local_scalar_dense masked_fill masked_fill_ masked_select narrow new_empty
-    new_empty_strided new_full new_ones new_zeros nonzero ones ones_like permute repeat
-    repeat_interleave resize_ roll scalar_tensor scatter scatter_ select select_backward
-    select_scatter set_ slice slice_backward slice_scatter split split_with_sizes squeeze
-    squeeze_ stack t take transpose tril tril_ triu triu_ unbind unfold unsqueeze unsqueeze_
-    view where zero_ zeros zeros_like
+    _local_scalar_dense _to_copy _unsafe_view alias arange as_strided cat chunk clone
+    constant_pad_nd contiguous copy copy_ detach detach_ diagonal empty empty_like empty_strided
+    expand fill_ flip frexp full full_like gather index index_copy index_copy_ index_fill
+    index_fill_ index_put index_put_ index_select is_same_size item ldexp ldexp_ lift_fresh
+    masked_fill masked_fill_ masked_select narrow new_empty new_empty_strided new_full new_ones
+    new_zeros nonzero ones ones_like permute repeat repeat_interleave resize_ roll scalar_tensor
+    scatter scatter_ select select_backward select_scatter set_ slice slice_backward
+    slice_scatter split split_with_sizes squeeze squeeze_ stack t take transpose tril tril_ triu
+    triu_ unbind unfold unsqueeze unsqueeze_ view where zero_ zeros zeros_like
 """
 _COMPARES = """
-    __and__ __lshift__ __or__ __rshift__ __xor__ all any argmax argmin argsort bincount
-    bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor
-    bucketize eq equal ge gt isfinite isinf isnan isin le logical_and logical_not logical_or lt
-    max maximum min minimum ne searchsorted sort topk unique_consecutive unique_dim _unique2
+    __and__ __lshift__ __or__ __rshift__ __xor__ _unique2 all amax amin aminmax any argmax
+    argmin argsort bincount bitwise_and bitwise_left_shift bitwise_not bitwise_or
+    bitwise_right_shift bitwise_xor bucketize eq equal ge gt isfinite isin isinf isnan le
+    logical_and logical_not logical_or lt max maximum min minimum ne searchsorted sort topk
+    unique_consecutive unique_dim
 """
 _ROUNDS_ONCE = """
     abs abs_ add add_ ceil clamp clamp_ clamp_min div div_ floor floor_divide frac mul mul_ neg
@@ -49,15 +50,18 @@ _ROUNDS_ONCE = """
     trunc addcdiv addcdiv_ addcmul addcmul_ lerp lerp_ native_dropout_backward
 """
 _MEASURED = """
-    _log_softmax _log_softmax_backward_data bernoulli_
+    _log_softmax _log_softmax_backward_data _safe_softmax
     _scaled_dot_product_flash_attention_for_cpu
     _scaled_dot_product_flash_attention_for_cpu_backward _softmax _softmax_backward_data addmm
-    baddbmm binary_cross_entropy_with_logits bmm convolution convolution_backward cumsum
-    embedding embedding_dense_backward exp gelu gelu_backward log1p mean mm native_batch_norm
-    native_batch_norm_backward native_dropout native_layer_norm native_layer_norm_backward
-    normal_ pow rsqrt sigmoid sigmoid_backward silu silu_backward sum tanh tanh_backward
+    baddbmm bernoulli_ binary_cross_entropy_with_logits bmm convolution convolution_backward
+    cumsum embedding embedding_dense_backward exp gelu gelu_backward log1p mean mm
+    native_batch_norm native_batch_norm_backward native_dropout native_layer_norm
+    native_layer_norm_backward normal_ pow rsqrt sigmoid sigmoid_backward silu silu_backward sum
+    tanh tanh_backward
 """
-_ON_GPU = frozenset({"log1p", "embedding", "binary_cross_entropy_with_logits", "sigmoid_backward"})
+_ON_GPU = frozenset(
+    {"log1p", "embedding", "binary_cross_entropy_with_logits", "sigmoid_backward", "_safe_softmax"}
+)
 _CPU_NAMES = frozenset(
     {
         "_scaled_dot_product_flash_attention_for_cpu",
@@ -114,7 +118,8 @@ def uncovered(step: Callable[[], object], *, on_gpu: bool = False) -> dict[str, 
     for full, count in seen.items():
         if full.startswith(_NOT_ARITHMETIC):
             continue
-        name = full.removeprefix("aten.").partition(".")[0]
+        # An optimizer's operators over many tensors at once are those over one.
+        name = full.removeprefix("aten.").removeprefix("_foreach_").partition(".")[0]
         if name not in known:
             found[name] = found.get(name, 0) + count
     return dict(sorted(found.items()))

@@ -16,12 +16,16 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from executor.devices import CAPABILITIES, DeviceLane, parse_lanes
 from executor.levels import Agreement, Level, agree
 from executor.machine import Gpu, Machine, probe
 from executor.operators import OPERATORS, differing, digests
 from executor.scan import recorded, uncovered
+from models.train.config import build
+from models.train.step import train_step
+from tests.traincases import CONFIG, DATA
 from traces.errors import DataError, UsageError
 
 GPUS = tuple(
@@ -228,3 +232,23 @@ def test_the_scan_names_what_d2_does_not_cover_and_nothing_else() -> None:
         torch.arange(5).cumsum(0)
         torch.ones(5).cumsum(0)
     assert seen["aten.cumsum.default"] == 1  # whole numbers are exact, and left out
+
+
+@pytest.mark.parametrize("as_on_gpu", [False, True])
+def test_longer_has_nothing_that_d2_does_not_cover(as_on_gpu: bool) -> None:
+    state = CONFIG.state(build(CONFIG, 0), 0)
+    if as_on_gpu:  # what torch chooses on a GPU: many tensors at once, and plain attention at D2
+        for group in state.optimizer.param_groups:
+            group["foreach"] = True
+
+    def step() -> None:
+        backend = SDPBackend.MATH if as_on_gpu else SDPBackend.FLASH_ATTENTION
+        with sdpa_kernel([backend, SDPBackend.MATH]):
+            batches = [DATA.batch(range(4 * rank, 4 * rank + 4)) for rank in range(3)]
+            train_step(state, batches)
+
+    with recorded() as seen:
+        step()
+    names = {name.partition(".")[2].partition(".")[0] for name in seen}
+    assert ("_foreach_addcdiv_" in names) == as_on_gpu
+    assert uncovered(step, on_gpu=as_on_gpu) == {}
