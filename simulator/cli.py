@@ -88,10 +88,13 @@ def add_commands(subparsers: Any) -> None:
     _add_reproduce(subparsers)
     demo = subparsers.add_parser(
         "demo",
-        help="generate a week of jobs, run three policies, compare them in one report",
+        help="a generated week under three policies, then training jobs executed and simulated",
     )
     demo.add_argument("--out", default="runs/demo", metavar="DIR", help="default: runs/demo")
     demo.add_argument("--seed", type=int, default=2, help="seed of the generated week")
+    demo.add_argument(
+        "--simulate-only", action="store_true", help="execute no training jobs on this machine"
+    )
     demo.set_defaults(run=_demo)
 
 
@@ -537,4 +540,27 @@ def _demo(args: argparse.Namespace) -> int:
     code: int = args.tandem(["report", *map(str, runs), "--out", str(report), "--quiet"])
     print(f"\nevery difference, with intervals: tandem compare {' '.join(map(str, runs))}")
     print(f"report: {report}")
+    return code or _train(args)
+
+
+def _train(args: argparse.Namespace) -> int:
+    """The second act: real jobs on this machine, simulated too, and how far apart that is."""
+    import shutil
+    from importlib.util import find_spec
+
+    from simulator.demo import TRAINING
+
+    if args.simulate_only:
+        return 0
+    if find_spec("torch") is None:
+        print("no training jobs are executed here: they need the extra `train`")
+        return 0
+    folder = Path(args.out) / "validation"
+    if (folder / "validation.json").exists():  # an earlier demo's
+        shutil.rmtree(folder)
+    jobs = Path(args.out) / "training.csv"
+    jobs.write_text(TRAINING, encoding="utf-8")
+    print("\nsix LONGER jobs, executed on this machine and simulated, both under easyscale:")
+    command = ["validate", str(jobs), "--policy", "easyscale", "--quick", "--out", str(folder)]
+    code: int = args.tandem(command)
     return code

@@ -1,5 +1,7 @@
 """The demo: a generated week on 64 nodes of 8 GPUs under three policies, saved and compared.
 
+Its second act is a workload of real training jobs, which the front door has executed.
+
 The week is drawn by the Philly generator (``traces/synthetic``); its time is stretched (or
 compressed) until it offers 90 % of the cluster, so that queues form and policies differ.
 """
@@ -15,6 +17,16 @@ from simulator.run import simulate
 from traces import ClusterSpec
 from traces.synthetic import generate
 
+# The second act: six LONGER jobs, small enough for two CPU cores, executed and simulated.
+TRAINING = """\
+job_id,submit_s,num_gpus,num_workers,min_gpus,max_gpus,model,batch_size,total_steps
+a,0,2,4,1,2,tiny:length=32,8,80
+b,1,1,2,1,2,tiny:length=32,8,100
+c,3,2,4,1,2,tiny:length=32,8,60
+d,5,1,1,1,1,tiny:length=32,8,150
+e,7,2,2,1,2,tiny:length=32,8,100
+f,9,1,4,1,2,tiny:length=32,8,40
+"""
 CLUSTER = "64x8:v100:16"
 POLICIES = ("fifo", "srtf", "tiresias:knob=4")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -12,13 +13,18 @@ import pytest
 from policies import check_policy, make_policy
 from simulator import simulate
 from traces import UsageError, Workload, generate
+from traces.profile_sources import load_profile
 
 
 def run(repo: Path, *command: str) -> str:
     done = subprocess.run(
         [sys.executable, *command],
         cwd=repo,
-        env={"PYTHONPATH": str(repo), "PATH": ""},
+        env={
+            "PYTHONPATH": str(repo),
+            "PATH": "",
+            "TANDEM_LOCK_DIR": os.environ.get("TANDEM_LOCK_DIR", ""),
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -29,8 +35,12 @@ def run(repo: Path, *command: str) -> str:
 
 def test_every_example_has_a_test_here(repo: Path) -> None:
     assert sorted(p.name for p in (repo / "examples").glob("*.py")) == [
+        "colocate.py",
         "compare_policies.py",
+        "elastic_policy.py",
+        "new_device.py",
         "own_policy.py",
+        "replay_trace.py",
     ]
 
 
@@ -67,6 +77,37 @@ def test_compare_policies(repo: Path) -> None:
     rows = [line.split() for line in said.splitlines()[3:]]
     assert [row[0] for row in rows] == ["0.6", "0.7", "0.8", "0.9", "1.0"]
     assert all(float(srtf) <= float(fifo) for _, fifo, srtf, _ in rows)
+
+
+def test_replay_trace(repo: Path, tmp_path: Path) -> None:
+    said = run(repo, "examples/replay_trace.py", "--out", str(tmp_path / "out"))
+    found = dict(re.findall(r"^(fifo|srtf) +mean JCT +([\d.]+) h", said, re.MULTILINE))
+    assert float(found["srtf"]) < float(found["fifo"])
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_colocate(repo: Path) -> None:
+    said = run(repo, "examples/colocate.py")
+    assert "24 of 24 training jobs finished" in said
+    allocated = re.search(r"^allocation_ratio +([\d.]+)", said, re.MULTILINE)
+    assert allocated
+    assert float(allocated[1]) > 0.9
+
+
+def test_new_device(repo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "profile.json"
+    said = run(repo, "examples/new_device.py", "--out", str(out))
+    assert len(re.findall(r"mean JCT", said)) == 3
+    assert len(load_profile(out).gpu_types("dense:width=64")) == 2
+
+
+def test_elastic_policy_in_both_worlds(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TANDEM_LOCK_DIR", str(tmp_path))
+    said = run(repo, "examples/elastic_policy.py", "--execute")
+    assert "FAILED" not in said
+    assert "bits as alone: True" in said
 
 
 def test_the_policy_in_the_documentation(repo: Path, tmp_path: Path) -> None:
