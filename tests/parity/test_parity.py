@@ -133,7 +133,7 @@ def test_the_two_worlds_resize_alike(policy: str) -> None:
         Model(speeds={"b": 0.5}, costs=Costs(start_s=1.0, rescale_s=2.0, migrate_s=1.0)),
     )
     resized = 0
-    for seed in range(WORKLOADS // 2):
+    for seed in range(WORKLOADS // 4):
         workload, model = elastic(seed), models[seed % 2]
         simulated = plans(policy, workload, model, real=False)
         real = plans(policy, workload, model, real=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.model import Costs, Model
@@ -79,6 +79,7 @@ def check(log: MemoryLog, jobs: Workload) -> None:
             assert other != node or not mask & taken
 
 
+@settings(max_examples=60)
 @given(rows=ROWS, policy=st.sampled_from(RESIZING))
 def test_a_run_holds_together(rows: list[tuple[Any, ...]], policy: str) -> None:
     jobs = workload(rows)
@@ -88,6 +89,7 @@ def test_a_run_holds_together(rows: list[tuple[Any, ...]], policy: str) -> None:
     check(log, jobs)
 
 
+@settings(max_examples=30)
 @given(rows=ROWS, policy=st.sampled_from(RESIZING), data=st.data())
 def test_the_order_of_rows_changes_nothing(
     rows: list[tuple[Any, ...]], policy: str, data: st.DataObject

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies import Clock, Driver, make_placement, make_policy
@@ -209,6 +209,7 @@ def test_a_run_can_be_replayed(tmp_path: Path) -> None:
     assert Replay(log).until(36.0).free.pools[0].capacity == 6
 
 
+@settings(max_examples=50)
 @given(
     changes=st.lists(st.tuples(st.integers(1, 200), st.integers(0, 12)), min_size=1, max_size=8),
     rows=st.lists(
