@@ -1,9 +1,8 @@
 """Any ``nn.Module`` with a torch optimizer, as a task: what DistributedDataParallel would train.
 
-The loss of a rank is the mean over its own batch; the gradient of a step is the mean over ranks.
-As DistributedDataParallel does it (torch, ``reducer.cpp``: each gradient is multiplied by 1 / world
-size when it is copied to its bucket, then buckets are summed), each rank's gradient is scaled
-before the sum, so the bits can be compared with it.
+The loss of a rank is the mean over its own batch; the gradient of a step is the mean over ranks:
+their sum times 1 / num_workers. DistributedDataParallel (torch, ``reducer.cpp``) multiplies each
+gradient by 1 / world size and sums then; with powers of two the bits are the same.
 
 Buffers that a forward pass changes depend on the rank: each rank sees its own batches. Running
 statistics of batch and instance normalisation are known, and kept per rank (torch's
@@ -112,13 +111,8 @@ class ModuleTask:
 
     def apply(self, total: Gradients) -> None:
         """Update the parameters. Raises ExecutorError for a gradient that is not finite."""
-        for (name, parameter), gradient in zip(self._named.items(), total.dense, strict=True):
-            if not bool(torch.isfinite(gradient).all()):
-                raise ExecutorError(
-                    "gradient is not finite",
-                    where=f"step {self.step}, {name}",
-                    expected="finite numbers; nothing was changed",
-                )
+        self._check_finite(total.dense)
+        for parameter, gradient in zip(self._named.values(), total.dense, strict=True):
             parameter.grad = gradient
         if self.schedule is not None:
             scale = self.schedule(self.step)
@@ -128,6 +122,19 @@ class ModuleTask:
         for parameter in self._named.values():
             parameter.grad = None
         self.step += 1
+
+    def _check_finite(self, gradients: Sequence[Tensor]) -> None:
+        # Extremes are NaN where anything is, and are asked for all at once: one wait for a device.
+        extremes = [end for g in gradients if g.numel() for end in torch.aminmax(g)]
+        if not extremes or bool(torch.isfinite(torch.stack(extremes)).all()):
+            return
+        for name, gradient in zip(self._named, gradients, strict=True):
+            if not bool(torch.isfinite(gradient).all()):
+                raise ExecutorError(
+                    "gradient is not finite",
+                    where=f"step {self.step}, {name}",
+                    expected="finite numbers; nothing was changed",
+                )
 
     def state(self) -> dict[str, Tensor]:
         """Return parameters, shared buffers and the optimizer's state, by name."""

@@ -15,9 +15,15 @@ A device sends one chunk per whole subtree of its block: for aligned blocks one,
 are those of a ring all-reduce, 2 (p - 1) / p of the gradient; in the worst case 2 log2 n times that
 of the first half.
 
-Each rank's gradient is multiplied by the task's ``scale`` before the sum. A gradient on a GPU whose
-exchange is on the CPU is copied to pinned memory on a stream of its own, while the next micro-batch
+A partial sum is the list of a bucket's gradients as backward made them; the first rank's are kept,
+the next ones added to them, and nothing is copied before it is sent. So one device with n logical
+workers does n - 1 additions, as plain accumulation does. A gradient on a GPU whose partial sums
+wait on the CPU is copied to pinned memory on a stream of its own, while the next micro-batch
 computes.
+
+The sum is multiplied by the task's ``scale`` at its end. DistributedDataParallel multiplies each
+gradient before the sum; for powers of two both are exact unless a number is subnormal. Gradients of
+16 bits are scaled first, since their sum may leave the range.
 """
 
 from __future__ import annotations
@@ -34,6 +40,7 @@ from executor.exchange import Exchange, Pending
 from executor.tree import Block, Fold, whole_subtrees
 
 BUCKET_BYTES = 4 << 20
+_NARROW = frozenset({torch.float16, torch.bfloat16})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,46 +97,58 @@ def order_of(
 
 
 class _Bucket:
-    """One bucket on one device: its fold, its spare memory, its exchange."""
+    """One bucket on one device: its fold, its memory for the exchange."""
 
     def __init__(self, members: Sequence[nn.Parameter], exchange: Exchange, num_ranks: int) -> None:
         self.dtype = members[0].dtype
-        self.offsets: list[int] = []
-        size = 0
-        for parameter in members:
-            self.offsets.append(size)
-            size += parameter.numel()
-        self.chunk = -(-size // exchange.size)
-        self.size = self.chunk * exchange.size
-        self.spare: list[Tensor] = []
-        self.fold: Fold[Tensor] = Fold(num_ranks, self._add)
-        self.filling: Tensor | None = None
-        self.deferred: tuple[int, Tensor, Any] | None = None
-        self.missing = 0
+        self.sizes = [parameter.numel() for parameter in members]
+        self.chunk = -(-sum(self.sizes) // exchange.size)
+        self.fold: Fold[list[Tensor]] = Fold(num_ranks, _add)
+        self.filling: list[Tensor | None] = [None] * len(members)
+        self.deferred: tuple[int, list[Tensor], Any] | None = None
+        self.missing = len(members)
+        self.sending: Tensor | None = None
         self.received: Tensor | None = None
+        self.whole: Tensor | None = None
         self.pending: Pending | None = None
-        self.total: Tensor | None = None
 
-    def take(self, device: torch.device) -> Tensor:
-        """Memory for one flat gradient; its padding is zero for life."""
-        if self.spare:
-            return self.spare.pop()
-        pinned = device.type == "cpu" and torch.cuda.is_available()
-        return torch.zeros(self.size, dtype=self.dtype, device=device, pin_memory=pinned)
+    def begin(self) -> None:
+        """Forget what a step left; memory for the exchange stays."""
+        self.fold.take()
+        self.filling = [None] * len(self.sizes)
+        self.deferred = self.pending = None
+        self.missing = len(self.sizes)
 
     def settle(self) -> None:
         """Give the fold what was still being copied from a GPU."""
         if self.deferred is not None:
-            rank, value, copied = self.deferred
+            rank, gradients, copied = self.deferred
             self.deferred = None
             if copied is not None:
                 copied.synchronize()
-            self.fold.push(Block(rank, rank + 1), value)
+            self.fold.push(Block(rank, rank + 1), gradients)
 
-    def _add(self, left: Tensor, right: Tensor) -> Tensor:
-        left.add_(right)
-        self.spare.append(right)
-        return left
+    def flattened(self, size: int, device: torch.device) -> Tensor:
+        """Return our partial sums as rows of chunks: chunk c of each goes to device c."""
+        partials = [value for _, value in self.fold.partials]
+        if self.sending is None:
+            # Padded to whole chunks, with zeros for life.
+            shape = (len(partials), size * self.chunk)
+            self.sending = torch.zeros(shape, dtype=self.dtype, device=device)
+        for row, partial in zip(self.sending, partials, strict=True):
+            for part, gradient in zip(
+                torch.split(row[: sum(self.sizes)], self.sizes), partial, strict=True
+            ):
+                part.view(gradient.shape).copy_(gradient)
+        if len(partials) == 1:
+            return self.sending.view(size, self.chunk)
+        rows = self.sending.view(len(partials), size, self.chunk).transpose(0, 1)
+        return rows.reshape(-1, self.chunk)
+
+
+def _add(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
+    torch._foreach_add_(left, right)
+    return left
 
 
 class DenseReducer:
@@ -176,6 +195,7 @@ class DenseReducer:
         }
         self._armed: int | None = None
         self._arrived: set[int] = set()
+        self._full: set[int] = set()
         self._next = 0
         self._streams: dict[torch.device, Any] = {}
         self._hooks: list[Any] = []
@@ -184,13 +204,9 @@ class DenseReducer:
         """Start a step: forget what an interrupted one left."""
         self._armed, self._next = None, 0
         self._arrived.clear()
+        self._full.clear()
         for bucket in self._buckets:
-            held = [value for _, value in bucket.fold.take()]
-            if bucket.total is not None and not any(bucket.total is value for value in held):
-                held.append(bucket.total)
-            bucket.spare += held
-            bucket.total = bucket.filling = bucket.received = bucket.pending = None
-            bucket.deferred = None
+            bucket.begin()
 
     def arm(self, rank: int) -> None:
         """Before the last local rank's backward: exchange each bucket as soon as it is full."""
@@ -200,16 +216,15 @@ class DenseReducer:
                 for i, p in enumerate(self._parameters)
             ]
         self._armed = rank
-        for bucket, members in zip(self._buckets, self._order.buckets, strict=True):
-            bucket.missing = len(members)
 
     def push(self, rank: int, gradients: Sequence[Tensor]) -> None:
-        """Add one rank's gradients; after ``arm``, those that backward has not delivered."""
+        """Add one rank's gradients, which are ours from now on.
+
+        After ``arm``, those that backward has not delivered.
+        """
         armed, self._armed = self._armed == rank, None
         if not armed:
             self._arrived.clear()
-            for bucket, members in zip(self._buckets, self._order.buckets, strict=True):
-                bucket.missing = len(members)
         for index, gradient in enumerate(gradients):
             if index not in self._arrived:
                 self._stage(index, gradient, rank, exchanging=armed)
@@ -224,11 +239,9 @@ class DenseReducer:
             self._buckets, self._order.buckets, gathers, strict=True
         ):
             gather.wait()
-            assert bucket.total is not None
-            for offset, index in zip(bucket.offsets, members, strict=True):
+            for index, total in zip(members, self._total(bucket), strict=True):
                 parameter = self._parameters[index]
-                flat = bucket.total[offset : offset + parameter.numel()]
-                totals[index] = flat.view(parameter.shape).to(parameter.device)
+                totals[index] = total.view(parameter.shape).to(parameter.device)
         return tuple(totals[i] for i in range(len(self._parameters)))
 
     def launch_rest(self) -> None:
@@ -240,9 +253,10 @@ class DenseReducer:
     def is_finite(self) -> bool:
         """Whether this device's own partial sums of the step are finite."""
         return all(
-            bool(torch.isfinite(value).all())
+            bool(torch.isfinite(gradient).all())
             for bucket in self._buckets
             for _, value in bucket.fold.partials
+            for gradient in value
         )
 
     def close(self) -> None:
@@ -267,31 +281,30 @@ class DenseReducer:
         return arrived
 
     def _stage(self, index: int, gradient: Tensor, rank: int, *, exchanging: bool) -> None:
-        """Copy one gradient, scaled, to its bucket; a full bucket goes to the fold."""
+        """Take one gradient into its bucket; a full bucket goes to the fold."""
         number, position = self._place[index]
         bucket = self._buckets[number]
-        if bucket.filling is None:
-            bucket.filling = bucket.take(self._device)
-        offset = bucket.offsets[position]
-        view = bucket.filling[offset : offset + gradient.numel()].view(gradient.shape)
-        self._copy(gradient, view)
+        bucket.filling[position] = self._brought(gradient)
         bucket.missing -= 1
-        if bucket.missing == 0:
-            bucket.settle()  # the rank before
-            bucket.deferred = (rank, bucket.filling, self._mark(gradient.device))
-            bucket.filling = None
-            if exchanging or view.device == gradient.device:
-                bucket.settle()
-            if exchanging:
-                self._launch_in_order()
-
-    def _copy(self, gradient: Tensor, view: Tensor) -> None:
-        if gradient.device == view.device:
-            if self._scale == 1.0:
-                view.copy_(gradient)
-            else:
-                torch.mul(gradient, self._scale, out=view)
+        if bucket.missing:
             return
+        bucket.settle()  # the rank before
+        full = [value for value in bucket.filling if value is not None]
+        bucket.deferred = (rank, full, self._mark(gradient.device))
+        bucket.filling = [None] * len(bucket.sizes)
+        bucket.missing = len(bucket.sizes)
+        if exchanging or gradient.device == self._device:
+            bucket.settle()
+        if exchanging:
+            self._full.add(number)
+            self._launch_in_order()
+
+    def _brought(self, gradient: Tensor) -> Tensor:
+        """Return a gradient where partial sums wait."""
+        if gradient.dtype in _NARROW and self._scale != 1.0:
+            gradient = gradient * self._scale
+        if gradient.device == self._device:
+            return gradient
         stream = self._streams.get(gradient.device)
         if stream is None:
             stream = self._streams[gradient.device] = torch.cuda.Stream(  # type: ignore[no-untyped-call]
@@ -299,9 +312,10 @@ class DenseReducer:
             )
         stream.wait_stream(torch.cuda.current_stream(gradient.device))
         with torch.cuda.stream(stream):
-            scaled = gradient if self._scale == 1.0 else gradient * self._scale
-            view.copy_(scaled, non_blocking=True)
+            copy = torch.empty(gradient.shape, dtype=gradient.dtype, pin_memory=True)
+            copy.copy_(gradient, non_blocking=True)
             gradient.record_stream(stream)
+        return copy
 
     def _mark(self, device: torch.device) -> Any:
         """What tells when the copies from a device that were started so far are done."""
@@ -310,27 +324,25 @@ class DenseReducer:
 
     def _launch_in_order(self) -> None:
         """Start the exchange of buckets that are full and whose turn it is."""
-        while self._next < len(self._buckets) and self._buckets[self._next].missing == 0:
+        while self._next in self._full:
+            self._full.remove(self._next)
             self._launch(self._buckets[self._next])
             self._next += 1
 
     def _launch(self, bucket: _Bucket) -> None:
         bucket.settle()
-        if self._exchange.size == 1:
-            bucket.total = bucket.fold.total()
+        size, index = self._exchange.size, self._exchange.index
+        if size == 1:
             return
-        sums = [value.view(self._exchange.size, bucket.chunk) for _, value in bucket.fold.partials]
         counts = [len(subtrees) for subtrees in self._subtrees]
-        own = counts[self._exchange.index]
-        if len(sums) != own:
-            raise ExecutorError("ranks are missing on this device", value=len(sums))
-        # Rows are chunks; device c gets chunk c of every partial sum.
-        rows = sums[0] if own == 1 else torch.stack(sums, dim=1).view(-1, bucket.chunk)
-        bucket.received = torch.empty(
-            (sum(counts), bucket.chunk), dtype=bucket.dtype, device=self._device
-        )
+        if len(bucket.fold.partials) != counts[index]:
+            raise ExecutorError("ranks are missing on this device", value=len(bucket.fold.partials))
+        rows = bucket.flattened(size, self._device)
+        if bucket.received is None:
+            shape = (sum(counts), bucket.chunk)
+            bucket.received = torch.empty(shape, dtype=bucket.dtype, device=self._device)
         bucket.pending = self._exchange.all_to_all(
-            bucket.received, rows, counts, [own] * self._exchange.size
+            bucket.received, rows, counts, [counts[index]] * size
         )
 
     def _fold_chunk(self, bucket: _Bucket) -> Pending:
@@ -342,8 +354,22 @@ class DenseReducer:
         fold: Fold[Tensor] = Fold(self._order.num_workers, Tensor.add_)
         for block, chunk in zip(_flat(self._subtrees), bucket.received, strict=True):
             fold.push(block, chunk)
-        bucket.total = bucket.take(self._device)
-        return self._exchange.all_gather(bucket.total, fold.total())
+        if bucket.whole is None:
+            shape = (self._exchange.size * bucket.chunk,)
+            bucket.whole = torch.empty(shape, dtype=bucket.dtype, device=self._device)
+        return self._exchange.all_gather(bucket.whole, self._scaled([fold.total()])[0])
+
+    def _total(self, bucket: _Bucket) -> Sequence[Tensor]:
+        """The sums of a bucket's members."""
+        if self._exchange.size == 1:
+            return self._scaled(bucket.fold.total())
+        assert bucket.whole is not None
+        return torch.split(bucket.whole[: sum(bucket.sizes)], bucket.sizes)
+
+    def _scaled(self, sums: list[Tensor]) -> list[Tensor]:
+        if self._scale != 1.0 and sums[0].dtype not in _NARROW:
+            torch._foreach_mul_(sums, self._scale)
+        return sums
 
 
 def _flat(subtrees: Iterable[Iterable[Block]]) -> list[Block]:

@@ -327,7 +327,7 @@ class Replica:
         stopping = any(int(row[0]) & STOP for row in headers)
         self.last = StepReport(
             step=self.step,
-            loss=float(self._tree_of(by_rank) * self._loss_scale()),
+            loss=float(loss) * self.task.scale,  # means are averaged, shares summed, as gradients
             losses=tuple(by_rank),
             stop=stopping,
             sent_bytes=exchange.sent_bytes - sent_before,
@@ -361,10 +361,6 @@ class Replica:
                 value=self.step,
                 expected=f"step {step}",
             )
-
-    def _loss_scale(self) -> float:
-        """Mean losses of ranks are averaged, shares of a mean are summed, as gradients are."""
-        return self.task.scale
 
     def _micro_steps(
         self, reducer: DenseReducer, drafts: _Drafts
@@ -541,10 +537,10 @@ class Replica:
         return self._reducer is not None and not self._reducer.is_finite()
 
     def _tree_of(self, by_rank: Sequence[float]) -> Tensor:
-        fold: Fold[Tensor] = Fold(self.task.num_workers, torch.add)
+        fold: Fold[float] = Fold(self.task.num_workers, float.__add__)
         for rank, loss in enumerate(by_rank):
-            fold.push(Block(rank, rank + 1), torch.tensor(loss, dtype=torch.float64))
-        return fold.total()
+            fold.push(Block(rank, rank + 1), loss)
+        return torch.tensor(fold.total(), dtype=torch.float64)
 
     def _apply(self, total: Gradients) -> None:
         self.phase = "apply"
