@@ -22,7 +22,7 @@ from traces.cluster import ClusterSpec, Links, Node
 from traces.errors import DataError
 from traces.schema import JOB_COLUMNS
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 EventKind = Literal[
     "submit",
