@@ -300,3 +300,11 @@ class Backend(Protocol):
     def quiet(self) -> bool:
         """Whether no device will ever come back by itself (so a stuck queue stays stuck)."""
         ...
+
+
+class ReportingBackend(Backend, Protocol):
+    """A world whose jobs report how fast they are (``policies.learner``)."""
+
+    def step_s(self, job: JobState) -> float | None:
+        """Observed seconds of a global step in the present stay; None if there was none yet."""
+        ...

@@ -398,7 +398,7 @@ class Driver:
 
     def _rate(self, job: JobState, allocation: Allocation) -> float:
         if job.elastic is not None:
-            return self._model.elastic_rate(job, allocation, self.view.spec)
+            return self._model.elastic_rate(job, allocation, self.view.spec, self.view.now)
         return self._model.rate(allocation, self.view.spec)
 
     def _leave(

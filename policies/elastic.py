@@ -102,7 +102,7 @@ class Kind:
 
     ``pools``: indices of those it may use (allowed, or any if it mixes, and known to the profile).
     ``rates``: believed times of its model on ``gpu_types``, the types of all pools.
-    ``reference``: believed step time at rate 1.
+    ``reference``: believed step time at rate 1. ``refused``: GPUs by pool that did not help a job.
     """
 
     elastic: Elastic
@@ -111,6 +111,7 @@ class Kind:
     prices: tuple[float, ...]
     rates: JobRates
     reference: float
+    refused: tuple[tuple[int, ...], ...] = ()
 
     @property
     def preferred(self) -> int:

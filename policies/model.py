@@ -21,9 +21,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from policies.rates import UNLIMITED, Distortion, Network, rates_of, reference_s, step_time_of
+from policies.rates import (
+    UNLIMITED,
+    Comm,
+    Distortion,
+    Network,
+    rates_of,
+    reference_s,
+    step_time_of,
+)
 from policies.state import JobState
-from traces import Allocation, ClusterSpec, DataError, Profile, UsageError
+from traces import Allocation, ClusterSpec, DataError, Profile, UsageError, WorkerMap
+from traces.profile import JobRates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,17 +96,20 @@ class Model:
         )
         return rate * self._across(allocation, spec)
 
-    def elastic_rate(self, job: JobState, allocation: Allocation, spec: ClusterSpec) -> float:
-        """Progress per second of an elastic job on an allocation, with its worker map."""
+    def elastic_rate(
+        self, job: JobState, allocation: Allocation, spec: ClusterSpec, at_s: float = 0.0
+    ) -> float:
+        """Progress per second of an elastic job on an allocation, with its worker map.
+
+        ``at_s``: the moment, for a distortion that drifts; a stay keeps the rate it began with.
+        """
         workers = job.worker_map
         assert workers is not None, f"{job} has no worker map"
         if self.profile is not None:
             assert job.elastic is not None
             own = rates_of(self.profile, job.elastic)
-            rates = self.distortion.rates(own, job.job_id)
-            comm = UNLIMITED
-            if own.gradient_bytes and len(workers.gpus) > 1:
-                comm = _network(_Same(spec)).comm(workers.allocation().shares)
+            rates = self.distortion.rates(own, job.job_id, at_s)
+            comm = links_of(workers, spec, own)
             step_s = step_time_of(rates, workers.layout(spec), comm).total_s
             return reference_s(self.profile, job.elastic) / step_s
         nodes, speeds = spec.nodes, self.speeds
@@ -156,6 +168,13 @@ class _Same:
 @lru_cache(maxsize=16)
 def _network(same: _Same) -> Network:
     return Network(same.spec)
+
+
+def links_of(workers: WorkerMap, spec: ClusterSpec, rates: JobRates) -> Comm:
+    """What the links allow a job's devices; unlimited where it sends nothing over them."""
+    if not rates.gradient_bytes or len(workers.gpus) == 1:
+        return UNLIMITED
+    return _network(_Same(spec)).comm(workers.allocation().shares)
 
 
 def model_of(recorded: Mapping[str, Any]) -> Model:

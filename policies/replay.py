@@ -276,7 +276,7 @@ class Replay:
             allocation = stay.allocation
             if job.elastic is not None:
                 job.worker_map = _worker_map(stay.seats)
-                rate = self.model.elastic_rate(job, allocation, self.spec)
+                rate = self.model.elastic_rate(job, allocation, self.spec, view.now)
             else:
                 rate = self.model.rate(allocation, self.spec)
             if event.kind == "start":

@@ -13,6 +13,7 @@ from traces import Allocation, Elastic, Job, Request
 
 if TYPE_CHECKING:
     from policies.elastic import Kind
+    from policies.intra.learning import Memory
     from policies.queues import Shape
     from traces import WorkerMap
 
@@ -31,6 +32,7 @@ class JobState:
     that are alike. ``worker_map``: which of its logical workers
     sit where, while an elastic job runs. ``gpus``: GPUs it asked for, or, of an elastic job that
     runs, those it holds; ``held`` then counts them by pool (``view.free.pools``).
+    ``learned``: what its own progress has taught of its rates (``policies.learner``), if anything.
     ``since_s``: when it last started, stopped or was submitted. ``begin_s``: when progress began
     (later than ``since_s`` by the costs of starting). ``rate``: estimated progress per second.
     """
@@ -50,6 +52,7 @@ class JobState:
         "held",
         "job",
         "kind",
+        "learned",
         "lesson",
         "memory",
         "migrations",
@@ -88,6 +91,7 @@ class JobState:
         self.migrations = 0
         self.resizes = 0
         self.kind: Kind | None = None
+        self.learned: Memory | None = None
         self.held: tuple[int, ...] = ()
         self.worker_map: WorkerMap | None = None
         self.failures = 0

@@ -27,7 +27,9 @@ class ArtifactModel(Model):
     quirks: Quirks = field(default_factory=Quirks)
     types: Literal["mixed", "preferred"] = "mixed"
 
-    def elastic_rate(self, job: JobState, allocation: Allocation, spec: ClusterSpec) -> float:
+    def elastic_rate(
+        self, job: JobState, allocation: Allocation, spec: ClusterSpec, at_s: float = 0.0
+    ) -> float:
         """Progress per second by the plan that leads to this allocation."""
         elastic = job.elastic
         assert elastic is not None

@@ -58,6 +58,13 @@ def add_commands(subparsers: Any) -> None:
         metavar="param=value,...",
         help="make gangs elastic: max, min (times the gang), models, mix, batch",
     )
+    run.add_argument(
+        "--learn",
+        type=float,
+        metavar="S",
+        help="elastic jobs report their step times S seconds into each stay, and what is believed"
+        " of them is corrected by that",
+    )
     run.add_argument("--out", metavar="DIR", help="run directory (default: runs/NAME)")
     run.add_argument("--name", help="name of the run in reports (default: made of its parts)")
     run.add_argument("--overwrite", action="store_true", help="replace a run that is there")
@@ -431,6 +438,7 @@ def outages(args: argparse.Namespace) -> list[Source]:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from policies.learner import Learning
     from simulator.run import simulate
     from traces.runwriter import check_target
 
@@ -457,6 +465,7 @@ def _run(args: argparse.Namespace) -> int:
             on_progress=on_progress,
             outages=outages(args),
             services=services(args),
+            learning=None if args.learn is None else Learning(report_s=args.learn),
             **given,
         )
     for why, count in result.record["rejected"].items():

@@ -155,6 +155,13 @@ class SimulatedCluster:
         step_s = reference_s(profile, elastic) / stint.rate
         return change_s + step_s - (now - stint.begin_s) % step_s
 
+    def step_s(self, job: JobState) -> float | None:
+        """Seconds of a global step in this stay, as soon as it has begun; needs a profile."""
+        stint, profile = self._stints[job.rank], self.model.profile
+        if profile is None or job.elastic is None or self.clock.now <= stint.begin_s:
+            return None
+        return reference_s(profile, job.elastic) / stint.rate
+
     def quiet(self) -> bool:
         """Whether no device will come back."""
         return self.returning == 0
@@ -168,7 +175,7 @@ class SimulatedCluster:
             ready_s = self._ready_s(allocation)
         begin_s = ready_s + cost_s
         if job.elastic is not None:
-            rate = self.model.elastic_rate(job, allocation, self.spec)
+            rate = self.model.elastic_rate(job, allocation, self.spec, now)
         else:
             rate = 1.0 if self._uniform else self.model.rate(allocation, self.spec)
         stint = SimulatedStint(self.clock, job.rank, done_s, begin_s, rate, saved_s)

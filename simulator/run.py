@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,8 @@ from policies.contract import IntraJobPolicy, PlacementPolicy, Policy
 from policies.driver import Driver
 from policies.elastic import timed
 from policies.errors import naming_the_policy
+from policies.intra.companion import Companion
+from policies.learner import Learning, LearningDriver
 from policies.model import Model
 from policies.placement.fragmentation import Fragmentation, typical
 from policies.record import (
@@ -71,6 +74,7 @@ def simulate(
     checkpoints: Checkpoints | None = None,
     outages: Sequence[Source] = (),
     services: Sequence[Service] = (),
+    learning: Learning | None = None,
     seed: int = 0,
     misfits: Literal["refuse", "reject"] = "refuse",
     untimed: Literal["refuse", "reject"] = "refuse",
@@ -86,6 +90,7 @@ def simulate(
     has a profile, else evenly); it plans with what is believed.
     ``outages``: when devices go out of service (``simulator/failures.py``); ``checkpoints``: what a
     job keeps when it loses its devices. ``services``: online services that own what they need.
+    ``learning``: jobs report how fast they are, and what is believed is corrected by that.
     ``misfits``: jobs that fit nowhere on the cluster are an error ("refuse"), or are rejected on
     arrival and recorded as such ("reject"); ``untimed``: the same for jobs without a run time.
     ``sample_s``: seconds between samples (default: about a thousandth of the span of submissions;
@@ -131,13 +136,14 @@ def simulate(
     ) | {
         "checkpoints": dataclasses.asdict(backend.checkpoints),
         "services": [service.describe() for service in services],
+        "learning": None if learning is None else dataclasses.asdict(learning),
         "outages": [source.describe() for source in outages],
         "rejected": {"misfits": len(without_place), "untimed": len(without_time)},
     }
     path = None if out is None else Path(out)
     measure = Fragmentation(typical(workload.demand()))
     with NoLog() if path is None else RunWriter(path, workload, spec, overwrite=overwrite) as log:
-        driver = Driver(
+        driver = _driver(learning, seats)(
             clock=clock,
             workload=workload,
             spec=spec,
@@ -170,6 +176,17 @@ def simulate(
     if signals:
         raise KeyboardInterrupt(*([] if path is None else [f"{path} holds what was done by then"]))
     return Result(jobs_table(workload, driver), record, path, driver.complete)
+
+
+def _driver(learning: Learning | None, seats: IntraJobPolicy | None) -> Callable[..., Driver]:
+    """The driver to make: one that learns, if asked to."""
+    if learning is None:
+        return Driver
+    if not isinstance(seats, Companion):
+        raise UsageError(
+            "learning needs a profile and the intra-job policy companion (--profile FILE)"
+        )
+    return partial(LearningDriver, learning=learning, companion=seats)
 
 
 def stream(seed: int, component: str) -> np.random.Generator:

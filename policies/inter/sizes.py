@@ -53,6 +53,7 @@ class Sizes:
         self._rates = rates = kind.rates
         self._types = gpu_types = kind.gpu_types
         self._reference = kind.reference
+        self._refused = kind.refused
         self._times = [
             [device_s(rates, gpu_types[p], a) for a in range(1, self.workers + 1)] for p in pools
         ]
@@ -141,7 +142,7 @@ class Sizes:
                 continue
             for level in self._levels:
                 size = self._at(level, usable, limits)
-                if size is None:
+                if size is None or size.counts in self._refused:
                     continue
                 value = size.rate - weight * size.price
                 if found is None or value > worth + 1e-12:
