@@ -145,13 +145,17 @@ def captured(
 
 @contextmanager
 def borrowed_generators(
-    generators: tuple[str, ...], device: torch.device | None = None
+    generators: tuple[str, ...], device: torch.device | None = None, *, owned: bool = False
 ) -> Iterator[None]:
     """Lend the process's generators to one device at a time, and put their states back after.
 
     Devices that are threads of one process take turns, also those whose tasks keep no state there:
-    such a task may still draw from a generator that it seeds itself.
+    such a task may still draw from a generator that it seeds itself. With ``owned`` the process has
+    no other use for its generators, and they are left as they are.
     """
+    if owned:
+        yield
+        return
     with _LOCK:
         before = _states(generators, device)
         try:

@@ -549,7 +549,8 @@ class Job:
     def _hear_reply(self, handle: Handle, reply: m.Reply) -> None:
         if self._open.pop(reply.serial, None) is None:
             return
-        if handle in self._joining.values() and handle not in self._attached:
+        joins = handle in self._joining.values() and handle not in self._attached
+        if joins and self._failure is None:
             self._attached_reply(handle, reply)
         if self._mode == "script":
             self._replies[handle] = reply

@@ -101,6 +101,7 @@ class Replica:
     ``audit_every``: every so many steps the replicas compare a checksum of all parameters; 0 never.
     ``overlap``: exchange during the last backward. ``slowdown``: every micro-batch is made to last
     this many times as long, for lanes that state it. ``on_host``: partial sums wait on the host.
+    ``own_process``: nobody else draws from this process's generators.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Replica:
         fetch_ahead: int = 0,
         slowdown: float = 1.0,
         on_host: bool = False,
+        own_process: bool = False,
     ) -> None:
         self.task = task
         self.order = order
@@ -125,6 +127,8 @@ class Replica:
         self._overlap = overlap
         self._slowdown = slowdown
         self._on_host = on_host
+        self._own_process = own_process
+        self._entered: Context | None = None  # whose states the generators have
         self._fetcher = Fetcher(task.source, fetch_ahead)
         self._held: dict[int, _Drafts] = {}
         self._layout = Layout(blocks=(range(task.num_workers),), index=0)
@@ -376,7 +380,8 @@ class Replica:
             batches = {rank: self._fetcher.next(rank, before[rank].place) for rank in own}
             self._rows.fetch([task.ids(batch) for batch, _ in batches.values()])
         self.phase = "turn"
-        with borrowed_generators(task.generators, task.device):
+        owned = self._own_process
+        with borrowed_generators(task.generators, task.device, owned=owned):
             self.phase = "compute"
             for rank in own:
                 spoil = self.probe("micro-step", step, range(rank, rank + 1)) == "nan"
@@ -385,14 +390,17 @@ class Replica:
                     batch, place = batches.pop(rank)
                 else:
                     batch, place = self._fetcher.next(rank, context.place)
-                enter(context, task.buffers(), task.device)
+                if not owned or self._entered is not context:
+                    enter(context, task.buffers(), task.device)
+                self._entered = None
                 if rank == own[-1] and self._overlap and exchanging and not spoil:
                     reducer.arm(rank)
                 began = time.perf_counter()
                 part = task.micro_step(rank, batch)
                 if self._slowdown > 1:
                     time.sleep((time.perf_counter() - began) * (self._slowdown - 1))
-                drafts.own[rank] = captured(context, place, task.buffers(), task.device)
+                after = captured(context, place, task.buffers(), task.device)
+                drafts.own[rank] = self._entered = after
                 self.probe("backward", step, range(rank, rank + 1))
                 if spoil:
                     part = _spoilt(part)
@@ -444,6 +452,10 @@ class Replica:
         reducer.launch_rest()
         blocks = self._layout.blocks
         size = len(blocks)
+        if size == 1:
+            alone = [flags, 0, 0]
+            told = torch.tensor(losses, dtype=torch.float64).view(torch.int64)
+            return torch.cat((torch.tensor(alone), told)).view(1, -1)
         header = torch.zeros(_FIXED + size + max(map(len, blocks)), dtype=torch.int64)
         header[0] = flags
         if self._audit_every and self.step % self._audit_every == 0:
@@ -563,6 +575,7 @@ class Replica:
     def adopt(self, step: int, arrays: Mapping[str, Tensor]) -> None:
         """Become another replica: a newcomer, or one that is behind."""
         self.whole = False
+        self._entered = None
         self._holdings, self._live, self._prepared = {}, None, None
         if self.task.tables is not None:
             self.task.tables.reader = None

@@ -154,7 +154,7 @@ class Worker:
         except PeerLostError as error:
             self._leave()
             self._say(m.Reply(serial=request.serial, error=str(error), lost=True))
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        except Exception as error:  # noqa: BLE001  a user's task may raise anything
             self._leave()
             self._say(m.Reply(serial=request.serial, error=_text(error)))
         else:
@@ -187,6 +187,7 @@ class Worker:
             audit_every=request.habits.audit_every,
             overlap=request.habits.overlap,
             on_host=request.habits.gradients == "host",
+            own_process=self._as_process,
             fetch_ahead=request.habits.fetch_ahead,
             slowdown=request.lane.slowdown,
         )
@@ -356,7 +357,7 @@ class Worker:
                     self._periodic(replica, state)
                 if report.stop:
                     break
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        except Exception as error:  # noqa: BLE001  a user's task may raise anything
             self._broke(replica, error)
             return
         self._say(m.Paused(generation=self._generation, step=replica.step))
