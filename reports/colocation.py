@@ -103,7 +103,9 @@ def _cell(name: str, value: Number) -> str:
     return f"{value:.1f}" if name.endswith("scale_in_s") else number(value)
 
 
-def stacked(ax: Axes, tables: RunTables, load: Series, bins: int = 240) -> None:
+def stacked(
+    ax: Axes, tables: RunTables, load: Series, bins: int = 240, *, legend_beside: bool = False
+) -> None:
     """Serving and training over time, stacked, under the line of capacity: means of bins.
 
     What the service asks for (used or waited for) is a dashed line.
@@ -148,6 +150,8 @@ def stacked(ax: Axes, tables: RunTables, load: Series, bins: int = 240) -> None:
     )  # fmt: skip
     ax.set_ylim(0, max(float(capacity.high.max()), 1.0) * 1.06)
     ax.set_ylabel("GPUs")
+    if legend_beside:
+        legend(ax, beside=True)
 
 
 def write_figure(rows: Sequence[Shared], out: Path) -> None:

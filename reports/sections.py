@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from reports import figures, gantt, timeplots, workergantt
+from reports import colocation, figures, gantt, timeplots, workergantt
 from reports.blocks import Block, Cell, Drawing, Facts, Section, Table
 from reports.compare import Comparison, Read, compare_read
 from reports.definitions import METRICS, TOPICS, definition, title
@@ -261,6 +261,16 @@ def _inside(subject: Subject, place: int, left_out: Sequence[str]) -> Section:
             draw=lambda ax: timeplots.utilisation_by_type(ax, tables, load),
         ),
     ]
+    if tables.loans is not None:
+        blocks.append(
+            Drawing(
+                heading="Serving and training",
+                caption="Stacked means over each bin: what online services use, what training gets"
+                " on with, what it holds without progress, what is idle.",
+                draw=lambda ax: colocation.stacked(ax, tables, load, legend_beside=True),
+                height_in=3.0,
+            )
+        )
     if tables.samples["fragmented_gpus"].notna().any():
         blocks.append(
             Drawing(

@@ -104,6 +104,15 @@ def test_devices_are_held_once_and_no_job_is_lost(
     loans_are_the_demand(log, [d for d in demand if d[0] <= driver.clock.now])
     assert [OUTCOMES[s] for s in driver.outcomes.status] == ["finished"] * len(jobs)
     assert not any(driver.outcomes.failures)
+    if policy == "fifo":  # which stops nobody itself
+        by_id = {row["job_id"]: row for row in jobs}
+        ids = driver.workload.table["job_id"]
+        for name, stops in zip(ids, driver.outcomes.preemptions, strict=True):
+            row = by_id[name]
+            may_stop = row["priority"] == "opportunistic" or "max_gpus" in row
+            assert not stops or (may_stop and not row.get("min_gpus"))
+    least = driver.workload.table["min_gpus"].fillna(0)
+    assert all(a.num_gpus >= least[rank] for rank, a, *_ in log.allocations)
     for pool, size in zip(driver.view.free.pools, (8, 2), strict=True):
         lender = driver.lender
         lent = 0

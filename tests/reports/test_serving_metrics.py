@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from policies.model import Costs, Model
+from reports.html import write_report
 from reports.metrics import metrics
 from reports.series import series
 from reports.tables import read
@@ -84,3 +85,22 @@ def test_a_run_without_a_service_says_nothing_of_one(tmp_path: Path) -> None:
     log = RunLog.open(tmp_path / "run")
     assert read(log).loans is None
     assert not [name for name in metrics(log) if "serving" in name or "scale_in" in name]
+
+
+def test_the_report_shows_who_has_the_cluster(tmp_path: Path) -> None:
+    log = run(tmp_path / "run", JOB | ELASTIC)
+    write_report([log], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Serving and training" in page
+    assert "violation of the service level" in page
+
+
+def test_a_service_alone_has_a_report(tmp_path: Path) -> None:
+    asks = Service(demand=steps((10, 4), (30, 0)), gpu_type="v100")
+    nobody = Workload.from_jobs([JOB]).head(0)
+    simulate(nobody, "1x8:v100", services=[asks], until_s=100.0, out=tmp_path / "run")
+    log = RunLog.open(tmp_path / "run")
+    found = metrics(log)
+    assert found["utilisation"] == 4 * 20 / (8 * 30)
+    write_report([log], tmp_path / "report.html")
+    assert "Serving and training" in (tmp_path / "report.html").read_text(encoding="utf-8")
