@@ -191,10 +191,12 @@ def test_longer_with_shards_has_the_bits_of_longer(agent: Agent) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "number"), [("rows", 150), ("longer", 20)])
-def test_many_random_rescales(agent: Agent, name: str, number: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "first", "number"), [*(("rows", 50 * i, 50) for i in range(3)), ("longer", 0, 12)]
+)
+def test_many_random_rescales(agent: Agent, name: str, first: int, number: int) -> None:
     known: dict[int, Digests] = {}
-    for seed in range(1000, 1000 + number):
+    for seed in range(1000 + first, 1000 + first + number):
         rng = random.Random(seed)
         workers = rng.randint(1, 8)
         if workers not in known:
@@ -316,8 +318,9 @@ def test_a_death_while_rows_move_leaves_the_old_ones(
 
 
 @pytest.mark.slow
-def test_many_kills_with_mirrors(agent: Agent, references: dict[int, Digests]) -> None:
-    for seed in range(60):
+@pytest.mark.parametrize("first", [0, 30])
+def test_many_kills_with_mirrors(agent: Agent, references: dict[int, Digests], first: int) -> None:
+    for seed in range(first, first + 30):
         rng = random.Random(seed)
         schedule = random_schedule(rng, 4, STEPS)
         steps = rng.sample(range(STEPS), 2)
