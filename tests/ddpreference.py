@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from executor.context import captured, enter, first_context
 from executor.hashing import context_digests, digests
 from executor.tree import Block, Fold
+from executor.worker import die_with_parent
 from executor.workloads import mlp_task, noisy_loss
 
 
@@ -88,6 +89,7 @@ def run(world: int, steps: int, hooked: bool) -> list[list[dict[str, str]]]:
             if pid == 0:
                 code = 1
                 try:
+                    die_with_parent()  # a test that gives up on us leaves no rank behind
                     found = train(rank, world, steps, hooked, Path(folder) / "store")
                     (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
                     code = 0
