@@ -16,10 +16,10 @@ several devices can only be timed by the clock, so on a busy machine they and wh
 too long. The profile notes how much of their cores the measuring processes had.
 
 All of it takes turns, in short rounds, so that a machine that is busy for a while is busy for all;
-and what is reported is the first decile, because other work on a machine only adds time. The
-whole is at one determinism level, since a level may choose other kernels: at D1 every type for
-itself, at D2 with the kernels that all lanes have in common. Intervals are 95 % bootstrap
-percentiles (Efron 1979) of the decile, 1,000 draws.
+and what is reported is the median, because a run will meet the machine as it is. The whole is at
+one determinism level, since a level may choose other kernels: at D1 every type for itself, at D2
+with the kernels that all lanes have in common. Intervals are 95 % bootstrap percentiles (Efron
+1979) of the median, 1,000 draws.
 
 Leaves out: lanes that share a core (they are measured alone, and not used at once), links between
 machines, and contention of jobs with each other.
@@ -53,7 +53,7 @@ from traces.workermap import WorkerMap
 
 _REDUCED = ("dense:width=64", "dense:width=512")  # two sizes of gradient, hardly any work
 _MOST_DEVICES = 4
-_QUIET = 10
+_USUAL = 50.0  # percentile that is reported
 
 Case = tuple[str, int]
 """A model and a batch size per logical worker."""
@@ -184,6 +184,7 @@ def _steps(
 ) -> None:
     """A round of steps on every worker map: the reduction's, and those that are held out."""
     asked = [(case, one) for case in _smallest(cases) for one in _held_out_maps(group)]
+    asked += [(case, one) for case in _smallest(cases) for one in _single_maps(group).values()]
     if first:
         even = _even_maps(group.lanes)
         asked += [((model, 1), one) for model in _REDUCED for one in even]
@@ -197,6 +198,14 @@ def _steps(
 def _smallest(cases: Sequence[Case]) -> list[Case]:
     """Every model at its smallest batch size."""
     return list({model: (model, batch) for model, batch in reversed(cases)}.values())[::-1]
+
+
+def _single_maps(group: _Group) -> dict[str, WorkerMap]:
+    """One logical worker on one lane, for each type."""
+    maps: dict[str, WorkerMap] = {}
+    for place in apart(group.lanes):
+        maps.setdefault(group.lanes[place[1]].gpu_type, WorkerMap.of([place], [1]))
+    return maps
 
 
 def _even_maps(lanes: Sequence[DeviceLane]) -> list[WorkerMap]:
@@ -214,10 +223,25 @@ def _reduction(group: _Group) -> ReduceCost:
     for one in _even_maps(group.lanes):
         rest = []
         for model in _REDUCED:
-            own = quiet(alone[model, 1].micro_s) + quiet(alone[model, 1].update_s)
-            rest.append(max(0.0, quiet(group.steps[(model, 1), one]) - own))
+            own = usual(alone[model, 1].micro_s) + usual(alone[model, 1].update_s)
+            rest.append(max(0.0, usual(group.steps[(model, 1), one]) - own))
         by_devices[len(one.gpus)] = line(sizes[0], rest[0], sizes[1], rest[1])
     return ReduceCost(by_devices=by_devices)
+
+
+def _update_s(group: _Group, case: Case, gpu_type: str, reduce: ReduceCost) -> float:
+    """What a step of one logical worker takes beside its micro-batch and the reduction.
+
+    The optimizer, and what the engine does once a step however many logical workers there are.
+    """
+    alone = group.alone[gpu_type][case]
+    own = reduce.by_devices[1]
+    one = _single_maps(group).get(gpu_type)
+    if one is None:  # its lane shares a core with another, and takes no part in trials
+        return usual(alone.update_s)
+    rest_s = usual(group.steps[case, one]) - usual(alone.micro_s)
+    rest_s -= own.latency_s + alone.gradient_bytes / own.bytes_per_s
+    return max(usual(alone.update_s), rest_s)
 
 
 def _effective_bytes(group: _Group, case: Case, reduce: ReduceCost) -> float:
@@ -227,7 +251,8 @@ def _effective_bytes(group: _Group, case: Case, reduce: ReduceCost) -> float:
     cost = reduce.by_devices[len(one.gpus)]
     if not alone.has_tables or len(one.gpus) == 1 or not math.isfinite(cost.bytes_per_s):
         return float(alone.gradient_bytes)
-    rest = quiet(group.steps[case, one]) - quiet(alone.micro_s) - quiet(alone.update_s)
+    update_s = _update_s(group, case, group.lanes[0].gpu_type, reduce)
+    rest = usual(group.steps[case, one]) - usual(alone.micro_s) - update_s
     return max(float(alone.gradient_bytes), (rest - cost.latency_s) * cost.bytes_per_s)
 
 
@@ -281,7 +306,7 @@ def _held_out(group: _Group, cases: Sequence[Case]) -> list[HeldOut]:
             model=case[0],
             batch=case[1],
             layout=tuple((types[gpu[1]], n) for gpu, n in zip(one.gpus, one.counts, strict=True)),
-            measured_s=quiet(group.steps[case, one]),
+            measured_s=usual(group.steps[case, one]),
             predicted_s=0.0,
         )
         for case in _smallest(cases)
@@ -314,15 +339,19 @@ def _assembled(
     shares = [s.share for group in groups for alone in group.alone.values() for s in alone.values()]
     reduce = _reduction(groups[0])
     size = {case[0]: _effective_bytes(groups[0], case, reduce) for case in _smallest(cases)}
+    models = {
+        case[0]: _model(case, groups, costs[case[0]], size[case[0]], reduce)
+        for case in _smallest(cases)
+    }
     return Profile(
-        models={model: _model(model, groups, costs[model], size[model]) for model in costs},
+        models=models,
         origin="measured",
         reduce=reduce,
         machine=fingerprint(machine),
         source=f"tandem profile on lanes of {', '.join(types)}",
         notes=(
             f"measured at level {level.value} in {seconds:.0f} s",
-            "times are first deciles; start_s is that of warm workers;"
+            "times are medians; start_s is that of warm workers;"
             " rescale_s is the pause between two steps",
             f"the measuring processes had {min(shares):.0%} of their cores at worst",
             "gradient_bytes of a model with sparse tables are effective: they count its rows too",
@@ -331,22 +360,30 @@ def _assembled(
 
 
 def _model(
-    model: str, groups: Sequence[_Group], costs: Costs, gradient_bytes: float
+    case: Case,
+    groups: Sequence[_Group],
+    costs: Costs,
+    gradient_bytes: float,
+    reduce: ReduceCost,
 ) -> ModelProfile:
+    """One model's row."""
+    model = case[0]
     micro: dict[int, dict[str, float]] = {}
     interval: dict[int, dict[str, tuple[float, float]]] = {}
     memory: dict[int, dict[str, float]] = {}
     switch: dict[str, float] = {}
     update: dict[str, float] = {}
-    for gpu_type, alone in [pair for group in groups for pair in group.alone.items()]:
+    of_types = [(group, *pair) for group in groups for pair in group.alone.items()]
+    for group, gpu_type, alone in of_types:
         for (name, batch), samples in alone.items():
             if name != model:
                 continue
-            micro.setdefault(batch, {})[gpu_type] = quiet(samples.micro_s)
-            interval.setdefault(batch, {})[gpu_type] = quiet_interval(samples.micro_s)
+            micro.setdefault(batch, {})[gpu_type] = usual(samples.micro_s)
+            interval.setdefault(batch, {})[gpu_type] = usual_interval(samples.micro_s)
             memory.setdefault(batch, {})[gpu_type] = float(samples.memory_mib)
             switch.setdefault(gpu_type, switch_s(samples))
-            update.setdefault(gpu_type, quiet(samples.update_s))
+            if (name, batch) == case:
+                update[gpu_type] = _update_s(group, case, gpu_type, reduce)
     return ModelProfile(
         microbatch_s=micro,
         interval_s=interval,
@@ -360,25 +397,25 @@ def _model(
     )
 
 
-def quiet(values: Sequence[float]) -> float:
-    """Return the first decile: what a thing takes when little else goes on."""
-    return float(np.percentile(values, _QUIET))
+def usual(values: Sequence[float]) -> float:
+    """Return the median: what a thing takes on the machine as it is."""
+    return float(np.percentile(values, _USUAL))
 
 
-def quiet_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the first decile."""
+def usual_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the median."""
     generator = np.random.default_rng(0)
     drawn = generator.choice(np.asarray(values), size=(1000, len(values)))
-    low, high = np.percentile(np.percentile(drawn, _QUIET, axis=1), [2.5, 97.5])
+    low, high = np.percentile(np.percentile(drawn, _USUAL, axis=1), [2.5, 97.5])
     return float(low), float(high)
 
 
 def switch_s(samples: Samples) -> float:
     """Return what a step gains per logical worker, less a micro-batch; never below 0."""
     counts = sorted(samples.steps_s)
-    times = [quiet(samples.steps_s[n]) for n in counts]
+    times = [usual(samples.steps_s[n]) for n in counts]
     slope = float(np.polyfit(counts, times, 1)[0])
-    return max(0.0, slope - quiet(samples.unslowed_s))
+    return max(0.0, slope - usual(samples.unslowed_s))
 
 
 def as_json(profiled: Profiled) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from executor.profiler import (
     held_out_maps,
     line,
     profile,
-    quiet_interval,
     switch_s,
+    usual_interval,
 )
 from executor.trials import apart
 from traces.errors import DataError, UsageError
@@ -61,11 +61,11 @@ def test_the_interval_covers_and_narrows() -> None:
     generator = np.random.default_rng(1)
     covered = 0
     for _ in range(40):
-        low, high = quiet_interval(list(generator.exponential(size=200)))
-        covered += low <= -math.log(0.9) <= high
+        low, high = usual_interval(list(generator.exponential(size=200)))
+        covered += low <= math.log(2) <= high
     assert covered >= 34
-    few = quiet_interval(list(generator.exponential(size=30)))
-    many = quiet_interval(list(generator.exponential(size=3000)))
+    few = usual_interval(list(generator.exponential(size=30)))
+    many = usual_interval(list(generator.exponential(size=3000)))
     assert many[1] - many[0] < few[1] - few[0]
 
 
