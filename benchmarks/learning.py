@@ -53,7 +53,8 @@ def last_words_s(experiment: Experiment, device: str) -> float:
     if device == "cpu":
         work = step_flops(experiment.network, experiment.model, stage.data.length, stage.batch)
         scoring = experiment.eval_samples / stage.batch * (0.02 + work / 2.5e10) / 3
-    return MARGIN_S + views * (2 * making + scoring)
+    # A run whose evaluation is late is lost, and another's work may slow it down.
+    return MARGIN_S + 2 * views * (2 * making + scoring)
 
 
 def work(pipe: Connection, device: str) -> None:
