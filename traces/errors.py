@@ -52,6 +52,8 @@ class DataError(TandemError):
         )
         text = f"{place}: {problem}" if place else problem
         if value is not None:
+            if getattr(value, "ndim", None) == 0:  # NumPy writes a number's type with it
+                value = getattr(value, "item")()  # noqa: B009
             shown = repr(value)
             text += f" (found {shown if len(shown) <= 80 else shown[:77] + '...'})"
         if expected:

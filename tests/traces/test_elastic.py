@@ -57,3 +57,8 @@ def test_the_digest_sees_elastic_jobs_and_only_those() -> None:
     assert len({rigid.digest(), elastic.digest(), more.digest()}) == 3
     # As it was before the columns were there.
     assert rigid.digest().startswith("839cd7de285f")
+
+
+def test_a_number_is_shown_as_a_number() -> None:
+    with pytest.raises(DataError, match=r"\(found 5\)"):
+        Workload.from_jobs([row(num_workers=4, max_gpus=4, min_gpus=5)])
