@@ -194,7 +194,7 @@ class LocalCluster:
     def stop(self, job: JobState, *, failed: bool) -> Stay:
         """Take a job off its lanes at the next step boundary."""
         stay = self._closed(job)
-        if self._waiting.pop(job.job_id, None) is None and job.job_id not in self.finished:
+        if self._waiting.pop(job.job_id, None) is None and self._runs(job.job_id):
             self._leaving[job.job_id] = job
             self.agent.stop(job.job_id, checkpoint=True)
         return stay
@@ -208,13 +208,18 @@ class LocalCluster:
         )
         if job.job_id in self._waiting:
             self._waiting[job.job_id] = (job, worker_map)
-        elif job.job_id not in self.finished:
+        elif self._runs(job.job_id):
             self.agent.rescale(job.job_id, worker_map)
         return stay
 
     def hand_over_s(self, job: JobState, *, stops: bool) -> float:
         """Only time can tell."""
         return float("inf")
+
+    def _runs(self, job_id: str) -> bool:
+        """Whether the agent still has it; when a run is closed, jobs have been stopped before."""
+        running = self.agent.jobs.get(job_id)
+        return job_id not in self.finished and running is not None and not running.over
 
     def quiet(self) -> bool:
         """Whether no lane will come back by itself."""
