@@ -6,7 +6,7 @@ step could not be done, and become messages to the agent, which recovers or ends
 
 from __future__ import annotations
 
-from traces.errors import TandemError
+from traces.errors import TandemError, sentence
 
 
 class ExecutorError(TandemError):
@@ -28,13 +28,8 @@ class ExecutorError(TandemError):
         self.where = where
         self.value = value
         self.expected = expected
-        text = problem if where is None else f"{where}: {problem}"
-        if value is not None:
-            shown = repr(value)
-            text += f" (found {shown if len(shown) <= 80 else shown[:77] + '...'})"
-        if expected:
-            text += f"; expected {expected}"
-        super().__init__(text)
+        place = "" if where is None else str(where)
+        super().__init__(sentence(problem, place, value, expected))
 
 
 class PeerLostError(ExecutorError):

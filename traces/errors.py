@@ -50,15 +50,20 @@ class DataError(TandemError):
             )
             if part
         )
-        text = f"{place}: {problem}" if place else problem
-        if value is not None:
-            if getattr(value, "ndim", None) == 0:  # NumPy writes a number's type with it
-                value = getattr(value, "item")()  # noqa: B009
-            shown = repr(value)
-            text += f" (found {shown if len(shown) <= 80 else shown[:77] + '...'})"
-        if expected:
-            text += f"; expected {expected}"
-        super().__init__(text)
+        super().__init__(sentence(problem, place, value, expected))
+
+
+def sentence(problem: str, place: str, value: object, expected: str | None) -> str:
+    """Say in one line what is wrong, where ("" if nowhere), what was found, what would be right."""
+    text = f"{place}: {problem}" if place else problem
+    if value is not None:
+        if getattr(value, "ndim", None) == 0:  # NumPy writes a number's type with it
+            value = getattr(value, "item")()  # noqa: B009
+        shown = repr(value)
+        text += f" (found {shown if len(shown) <= 80 else shown[:77] + '...'})"
+    if expected:
+        text += f"; expected {expected}"
+    return text
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
