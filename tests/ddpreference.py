@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import tempfile
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,13 @@ def tree_hook(world: int) -> Any:
 
 
 def train(rank: int, world: int, steps: int, hooked: bool, store: Path) -> list[dict[str, str]]:
-    """Train as one rank; return digests after each step."""
+    """Train as one rank; return digests after each step. The group stays, to end with the process.
+
+    DistributedDataParallel's reducer is bound without letting go of the interpreter's lock when it
+    dies. If it has the last reference to the group, the group's end joins gloo's threads under that
+    lock, and one of them may want it, to forget an all-reduce that was started in backward and has
+    Python's context with it: a deadlock now and then (pytorch/pytorch issue 56297).
+    """
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
@@ -76,7 +83,7 @@ def train(rank: int, world: int, steps: int, hooked: bool, store: Path) -> list[
         task.optimizer.zero_grad()
         context = captured(context, place, task.buffers(), None)
         found.append(digests(task.state()) | context_digests([context]))
-    dist.destroy_process_group()
+    dist.barrier()
     return found
 
 
@@ -93,6 +100,8 @@ def run(world: int, steps: int, hooked: bool) -> list[list[dict[str, str]]]:
                     found = train(rank, world, steps, hooked, Path(folder) / "store")
                     (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
                     code = 0
+                except Exception:  # noqa: BLE001  the parent learns no more than the code
+                    traceback.print_exc()
                 finally:
                     os._exit(code)
             ranks.append(pid)
