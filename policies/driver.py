@@ -29,7 +29,7 @@ from policies.contract import Backend, PlacementPolicy, Policy, Stint
 from policies.elastic import even, pools_held
 from policies.errors import FutileError, PlanError, PolicyError, StarvationError
 from policies.estimates import estimator
-from policies.feasible import fault_of, fault_of_shape
+from policies.feasible import fault_of, fault_of_shape, plainly_right
 from policies.lending import Lender, ServingDemand
 from policies.model import Model
 from policies.plan import Plan
@@ -298,38 +298,11 @@ class Driver:
 
     def _check(self, job: JobState, allocation: Allocation) -> None:
         """Refuse an allocation that is not what the job asked for, or not free."""
-        free, request = self.view.free, job.request
-        try:
-            shares, milli = allocation
-            if milli == 1000 == request.gpu_milli and not free.limited:
-                # The common case, without a call: whole GPUs, free, of one type, and as many as
-                # were asked for. Nodes ascend; none of them is empty.
-                left, last, masks, pool_of = request.num_gpus, -1, free.mask, free.pool_of
-                pool = pool_of[shares[0][0]] if pool_of else -1
-                for node, mask in shares:
-                    if (
-                        type(node) is type(mask) is int
-                        and last < node < len(pool_of)
-                        and pool_of[node] == pool
-                        and 0 < mask == mask & masks[node]
-                    ):
-                        last, left = node, left - mask.bit_count()
-                    else:
-                        break
-                else:
-                    if (
-                        left == 0
-                        and pool in job.shape.pools
-                        and type(allocation) is Allocation
-                        and type(shares) is tuple
-                        and (len(shares) == 1 or not request.single_node)
-                    ):
-                        return
-        except (TypeError, ValueError, AttributeError, IndexError):
-            pass  # not even made of numbers: it is said below
-        wrong = fault_of(job, allocation, free)
-        if wrong is not None:
-            raise PlanError(self.policy, self.view, job, wrong)
+        free = self.view.free
+        if not plainly_right(job, allocation, free):
+            wrong = fault_of(job, allocation, free)
+            if wrong is not None:
+                raise PlanError(self.policy, self.view, job, wrong)
 
     def _start(self, job: JobState, allocation: Allocation) -> None:
         view = self.view

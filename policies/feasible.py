@@ -1,8 +1,8 @@
 """What makes an allocation impossible: the checks a plan passes before it touches the world.
 
-The driver takes the common case (whole GPUs on one node) without a call; everything else, and
-everything that case refuses, is judged here. A policy is somebody else's code, so nothing about
-its answer is taken for granted, not even that it is made of integers.
+The common case (whole GPUs of one type, free, as many as were asked for) passes quickly; everything
+else, and everything that this refuses, is judged in full. A policy is somebody else's code, so
+nothing about its answer is taken for granted, not even that it is made of integers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,36 @@ from policies.elastic import fault_of_size, sized
 from policies.free import FreeGpus
 from policies.state import JobState
 from traces import Allocation
+
+
+def plainly_right(job: JobState, allocation: Allocation, free: FreeGpus) -> bool:
+    """Whether an allocation is right at a glance; False says nothing."""
+    request = job.request
+    try:
+        shares, milli = allocation
+        if milli != 1000 or request.gpu_milli != 1000 or free.limited:
+            return False
+        left, last, masks, pool_of = request.num_gpus, -1, free.mask, free.pool_of
+        pool = pool_of[shares[0][0]]
+        for node, mask in shares:  # nodes ascend; none of them is empty
+            if (
+                type(node) is type(mask) is int
+                and last < node < len(pool_of)
+                and pool_of[node] == pool
+                and 0 < mask == mask & masks[node]
+            ):
+                last, left = node, left - mask.bit_count()
+            else:
+                return False
+        return (
+            left == 0
+            and pool in job.shape.pools
+            and type(allocation) is Allocation
+            and type(shares) is tuple
+            and (len(shares) == 1 or not request.single_node)
+        )
+    except (TypeError, ValueError, AttributeError, IndexError):
+        return False  # not even made of numbers
 
 
 def fault_of(job: JobState, allocation: object, free: FreeGpus) -> str | None:

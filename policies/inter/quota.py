@@ -16,20 +16,20 @@ policy (EASY) foresees the ends of its own VC's jobs only.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
-from policies.contract import PlacementPolicy, Policy, Reason
+from policies.contract import Policy, Reason
 from policies.errors import PlanError
-from policies.free import FreeGpus
+from policies.placement.within import Within, WithinByCount
 from policies.plan import Draft
 from policies.queues import Shape
 from policies.registry import make_policy
 from policies.state import JobState
 from policies.subview import SubView
 from policies.view import ClusterView
-from traces import Allocation, ClusterSpec, Job, Request, UsageError
+from traces import Allocation, ClusterSpec, Job, UsageError
 
 NONE = "-"  # the VC of jobs without one
 EQUAL = "equal"
@@ -381,40 +381,6 @@ class Books:
             text=text,
             facts={"vc": vc, "quota_gpus": quota, "used_gpus": used, "never": never},
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Within(PlacementPolicy):
-    """Another placement, held to an allowance: free thousandths by pool less ``hidden_milli``."""
-
-    inner: PlacementPolicy
-    hidden_milli: tuple[int, ...]
-    name: ClassVar[str] = "within"
-
-    def place(self, request: Request, free: FreeGpus) -> Allocation | None:
-        """Place on the types whose allowance suffices."""
-        need = request.num_gpus * request.gpu_milli
-        if not need:
-            return self.inner.place(request, free)
-        candidates = list(free.candidates(request))
-        allowed = [
-            pool.gpu_type
-            for pool in candidates
-            if pool.free * 1000 + pool.share_milli - self.hidden_milli[pool.index] >= need
-            and (request.gpu_milli != 1000 or pool.free >= request.num_gpus)
-        ]
-        if not allowed:
-            return None
-        if len(allowed) == len(candidates):
-            return self.inner.place(request, free)
-        return self.inner.place(replace(request, gpu_types=tuple(allowed)), free)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WithinByCount(Within):
-    """The same around a placement by count."""
-
-    by_count: ClassVar[bool] = True
 
 
 def parse_shares(text: str) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """The driver's quick check of an allocation refuses whatever the full check refuses.
 
-The driver lets the common case pass without a call (``Driver._check``); ``fault_of`` is the whole
+The driver lets the common case pass at a glance (``plainly_right``); ``fault_of`` is the whole
 truth. Random allocations, most of them wrong, must fare the same with both.
 """
 
