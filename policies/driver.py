@@ -26,8 +26,9 @@ from policies.books import (
 )
 from policies.clock import ARRIVAL, DECIDE, END, TIMER, Clock, Moment
 from policies.contract import Backend, PlacementPolicy, Policy, Stint
+from policies.efforts import Efforts
 from policies.elastic import even, pools_held
-from policies.errors import FutileError, PlanError, PolicyError, StarvationError
+from policies.errors import PlanError, PolicyError, StarvationError
 from policies.estimates import estimator
 from policies.feasible import fault_of, fault_of_shape, plainly_right
 from policies.lending import Lender, ServingDemand
@@ -51,10 +52,6 @@ END_FINISH, END_PREEMPT, END_MIGRATE, END_RESIZE, END_FAIL, END_OPEN = (
 )
 # A round-based policy that starts nothing on an idle cluster for this many rounds is stuck.
 IDLE_ROUNDS = 10_000
-# A job stopped so often in a row without having got anywhere would never end.
-STOPS_IN_VAIN = 100_000
-# A job that fails so often without keeping more work than before is taken never to end.
-FAILURES_IN_VAIN = 1_000
 
 
 class Driver:
@@ -109,7 +106,6 @@ class Driver:
         self._fragmented = fragmented
         self._on_progress = on_progress
         self._jobs: dict[int, JobState] = {}
-        self._vain: dict[int, tuple[float, int]] = {}  # rank -> work kept, failures since then
         self._end = simpy.Event(clock)
         self._arrived = False
         self._deciding = False
@@ -126,7 +122,7 @@ class Driver:
         self._remembers = policy.remembers
         self._wake_s = float("inf")
         self._wake: Moment | None = None
-        self._stopped_in_vain: dict[int, tuple[float, int]] = {}  # work done, how often by then
+        self._efforts = Efforts()
         backend.attach(self)
 
     # The loop
@@ -318,19 +314,10 @@ class Driver:
         stint = self.backend.stop(job, failed=False)
         self._leave(job, stint, END_PREEMPT)
         if stint.done_s <= job.done_s:
-            self._check_vain(job)
+            self._efforts.stopped(job, self.policy, self.view.now)
         self.view.stop(job, stint.done_s, "preempt")
         self.counts.preemptions += 1
         self.log.event(self.view.now, PREEMPT, job.rank)
-
-    def _check_vain(self, job: JobState) -> None:
-        """A job that is stopped again and again before it could keep any work is starved."""
-        at_s, times = self._stopped_in_vain.get(job.rank, (job.done_s, 0))
-        times = times + 1 if at_s == job.done_s else 1
-        self._stopped_in_vain[job.rank] = (job.done_s, times)
-        if times >= STOPS_IN_VAIN:
-            fault = f"job {job.job_id} was stopped {times} times running with no new work to keep"
-            raise PolicyError(self.policy, self.view.now, fault)
 
     def _depart(self, job: JobState, allocation: Allocation | None) -> bool:
         """Take a job off its devices on its way to others; true if they differ in number or type.
@@ -429,7 +416,7 @@ class Driver:
                 view.stop(job, stint.done_s, "fail")
                 self.counts.failures += 1
                 self.log.event(now, FAILED, job.rank)
-                self._check_futile(job)
+                self._efforts.failed(job, now)
         lender = self.lender
         lent = 0 if lender is None else lender.lose(node, mask)
         view.withdraw(node, mask & ~lent, host=host)
@@ -438,14 +425,6 @@ class Driver:
             lender.replace()
         if not self._deciding:
             self._ask()
-
-    def _check_futile(self, job: JobState) -> None:
-        """A job that fails again and again at the same point will never end."""
-        kept_s, times = self._vain.get(job.rank, (job.done_s, 0))
-        times = times + 1 if job.done_s <= kept_s else 1
-        self._vain[job.rank] = (job.done_s, times)
-        if times >= FAILURES_IN_VAIN:
-            raise FutileError(job, self.view.now, times)
 
     def devices_returned(self, node: int, mask: int, detail: str, *, host: bool = False) -> None:
         """GPUs are back."""

@@ -30,8 +30,9 @@ def write_fidelity(found: Sequence[Fidelity], out: Path) -> Path:
     """Write the page; returns ``out``. Raises ``UsageError`` where it cannot be written."""
     jobs = len(found[0].pairs[0].job_error)
     repeats = sorted({len(one.pairs) for one in found})
-    many = f"{repeats[0]} to {repeats[-1]}" if len(repeats) > 1 else f"{repeats[0]}"
-    lead = f"{jobs} jobs, executed {many} times under each policy, and simulated from the profile."
+    many = f"{repeats[0]} to {repeats[-1]} times" if len(repeats) > 1 else f"{repeats[0]} times"
+    many = "once" if repeats == [1] else many
+    lead = f"{jobs} jobs, executed {many} under each policy, and simulated from the profile."
     sections = [_errors(found)]
     for index, one in enumerate(found):
         sections.append(_policy(one, index))

@@ -45,8 +45,19 @@ def facts(run: RunLog) -> Facts:
             found.append((name, (", ".join(_plain(record[name])),)))
     if record.get("wall_s") is not None:
         found.append(("took", (f"{float(record['wall_s']):.1f} s of wall time",)))
-    found += [(name, _plain(record[name])) for name in sorted(set(record) - _TOLD)]
+    rest = sorted(set(record) - _TOLD)
+    found += [(name, _plain(_without_tables(record[name]))) for name in rest]
     return tuple((name, values) for name, values in found if values)
+
+
+def _without_tables(value: Any) -> Any:
+    """A model with its profile named instead of shown: its tables are in the record."""
+    profile = value.get("profile") if isinstance(value, Mapping) else None
+    if not isinstance(profile, Mapping):
+        return value
+    models = ", ".join(sorted(profile.get("models") or {}))
+    told = f"{profile.get('origin', 'unknown')}, from {profile.get('source') or 'unknown'}"
+    return {**value, "profile": f"{told}; models: {models}"}
 
 
 def _chosen(choice: Any) -> tuple[str, ...]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simulator.cli_reproduce import add_reproduce
+from simulator.progress import progress
 from traces.cli import pairs
 from traces.errors import UsageError
 
 if TYPE_CHECKING:
-    from policies.driver import Driver
     from policies.model import Model
     from simulator.failures import Source
     from simulator.serving import Service
@@ -92,7 +92,7 @@ def add_commands(subparsers: Any) -> None:
     run.add_argument("--quiet", action="store_true", help="no progress, no summary")
     run.set_defaults(run=_run)
 
-    _add_reproduce(subparsers)
+    add_reproduce(subparsers)
     demo = subparsers.add_parser(
         "demo",
         help="a generated week under three policies, then training jobs executed and simulated",
@@ -103,105 +103,6 @@ def add_commands(subparsers: Any) -> None:
         "--simulate-only", action="store_true", help="execute no training jobs on this machine"
     )
     demo.set_defaults(run=_demo)
-
-
-def _add_reproduce(subparsers: Any) -> None:
-    reproduce = subparsers.add_parser(
-        "reproduce",
-        help="make a published experiment again, and say what of it survives",
-        description="Make a published experiment again, from files that are named here, and say"
-        " what of its gains survives honest costs and baselines.",
-    )
-    which = reproduce.add_subparsers(dest="experiment", required=True, metavar="EXPERIMENT")
-    trace = which.add_parser(
-        "easyscale-trace", help="EasyScale's trace experiment (SC'23, Figure 14)"
-    )
-    trace.add_argument("workload", metavar="WORKLOAD", help="the artifact's workload, a CSV")
-    trace.add_argument("--profile", required=True, metavar="FILE", help="times of its applications")
-    trace.add_argument(
-        "--pause",
-        type=float,
-        default=20.0,
-        metavar="S",
-        help="seconds charged for every start and every change of size (default: 20)",
-    )
-    trace.add_argument("--json", action="store_true", help="print every row as JSON")
-    trace.set_defaults(run=_reproduce_trace)
-
-    shared = which.add_parser(
-        "co-location",
-        help="training beside an online service: the service alone, apart from training, shared",
-    )
-    shared.add_argument(
-        "demand", metavar="DEMAND", help="as --serving of tandem run: FILE[:from_s=S], diurnal:..."
-    )
-    shared.add_argument("--cluster", required=True, metavar="SPEC|FILE", help="as of tandem run")
-    shared.add_argument("--days", type=float, default=1.0, metavar="D", help="(default: 1)")
-    shared.add_argument("--policy", default="easyscale", metavar="NAME", help="of training")
-    shared.add_argument(
-        "--serving-type", metavar="TYPE", help="GPU type of the service (default: most numerous)"
-    )
-    shared.add_argument("--scale-in", type=float, default=30.0, metavar="S", help="default: 30")
-    shared.add_argument("--refill", type=float, default=300.0, metavar="S", help="default: 300")
-    shared.add_argument(
-        "--pause",
-        type=float,
-        default=20.0,
-        metavar="S",
-        help="seconds charged for every start and every change of size (default: 20)",
-    )
-    shared.add_argument("--seed", type=int, default=0, help="of the made-up training (default: 0)")
-    shared.add_argument(
-        "--out", default="runs/co-location", metavar="DIR", help="run directories and figure"
-    )
-    shared.add_argument("--overwrite", action="store_true", help="replace runs that are there")
-    shared.add_argument("--json", action="store_true", help="print everything as JSON")
-    shared.set_defaults(run=_reproduce_colocation)
-
-
-def _reproduce_colocation(args: argparse.Namespace) -> int:
-    from simulator.colocation import run_settings, say, study
-    from traces.runwriter import check_target
-
-    out = Path(args.out)
-    asked = study(
-        args.demand,
-        args.cluster,
-        days=args.days,
-        gpu_type=args.serving_type,
-        policy=args.policy,
-        pause_s=args.pause,
-        give_way_s=args.scale_in,
-        linger_s=args.refill,
-        seed=args.seed,
-    )
-    for setting in ("alone", "apart", "shared"):
-        check_target(out / setting, overwrite=args.overwrite)
-    if not args.json:
-        say(asked, print)
-        print()
-    runs = [str(path) for _, path in run_settings(asked, out, overwrite=args.overwrite)]
-    figure = ["--figure", str(out / "co-location.png")]
-    code: int = args.tandem(["co-location", *runs, *figure, *(["--json"] if args.json else [])])
-    return code
-
-
-def _reproduce_trace(args: argparse.Namespace) -> int:
-    import json
-    from dataclasses import asdict
-
-    from simulator.reproduce import readings, say
-
-    found = []
-    for reading in readings(args.workload, args.profile, pause_s=args.pause):
-        if args.json:
-            found.append(asdict(reading))
-            continue
-        say(reading, print)
-        print()
-    if args.json:
-        print(json.dumps(found, indent=1))
-    return 0
 
 
 def add_trace_arguments(parser: argparse.ArgumentParser) -> None:
@@ -497,48 +398,6 @@ def _name(args: argparse.Namespace) -> str:
     parts = [Path(args.trace).name.split(".")[0], args.policy, args.placement, f"s{args.seed}"]
     text = "-".join(p for p in parts if p)
     return "".join(c if c.isalnum() or c in "-_.=" else "_" for c in text)[:120]
-
-
-class progress:  # noqa: N801  (reads as a verb: with progress(...) as report)
-    """A progress line on stderr while it is a terminal; yields ``on_progress`` or None."""
-
-    def __init__(self, name: str, quiet: bool) -> None:
-        self._name = name
-        self._show = not quiet and sys.stderr.isatty()
-
-    def __enter__(self) -> Callable[[Driver], None] | None:
-        if not self._show:
-            return None
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} jobs"),
-            TextColumn("{task.fields[state]}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._bar.start()
-        self._task = self._bar.add_task(self._name, total=None, state="reading")
-        return self._update
-
-    def _update(self, driver: Driver) -> None:
-        elapsed = self._bar.tasks[0].elapsed or 1e-9
-        days = driver.clock.now / 86_400
-        rate = driver.counts.decisions / elapsed
-        self._bar.update(
-            self._task,
-            total=len(driver.workload),
-            completed=driver.counts.finished,
-            state=f"day {days:.1f}, {len(driver.view.waiting):,} waiting, {rate:,.0f} decisions/s",
-        )
-
-    def __exit__(self, *_: object) -> None:
-        if self._show:
-            self._bar.stop()
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -296,7 +296,7 @@ def test_stopping_and_starting_with_what_is_done_kept_ends() -> None:
 def test_stopping_and_starting_with_nothing_kept_does_not_go_on_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("policies.driver.STOPS_IN_VAIN", 1000)
+    monkeypatch.setattr("policies.efforts.STOPS_IN_VAIN", 1000)
     with pytest.raises(PolicyError, match="j0 was stopped 1000 times running with no new work"):
         simulate(
             jobs({}),
