@@ -62,7 +62,7 @@ def cluster_of(lanes: Sequence[DeviceLane]) -> tuple[ClusterSpec, dict[Place, De
 class Stay:
     """One stay of a job on its devices, measured (see ``policies.contract.Stint``).
 
-    ``ready``: the first step was done at ``first_s``, ``steps`` of them are done by ``last_s``.
+    The first step was done at ``first_s``, the one with number ``at`` at ``last_s``.
     """
 
     job: JobState
@@ -116,6 +116,7 @@ class LocalCluster:
         self.finished: dict[str, e.Finished] = {}
         self.told: list[e.Event] = []
         self.closed: list[Stay] = []
+        self.waits, self.waited_s = 0, 0.0
         self._begun = dict(begun or {})  # steps that a job's checkpoint holds already
         self._spec_of = spec_of
         self._clock = clock
@@ -141,6 +142,14 @@ class LocalCluster:
 
     def wait(self, until_s: float) -> Sequence[Message]:
         """Poll the agent until something concerns the driver, at most until ``until_s``."""
+        began_s = self._clock()
+        try:
+            return self._wait(until_s)
+        finally:
+            self.waits += 1
+            self.waited_s += self._clock() - began_s
+
+    def _wait(self, until_s: float) -> Sequence[Message]:
         while True:
             if self._early:
                 messages, self._early = self._early, []

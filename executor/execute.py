@@ -166,10 +166,11 @@ def execute(
         finally:
             _leave(agent)
             journal.close()
+        wall_s = time.monotonic() - began
         driver.close()
-        record |= ending(driver, time.monotonic() - began)
+        record |= ending(driver, wall_s)
         device_s = device_seconds(cluster, spec, profile)
-        record["executor"] = said_of(cluster, clock, places, device_s)
+        record["executor"] = said_of(cluster, clock, places, device_s, wall_s)
         training = training_rows(recipes, cluster, reference, begun or {})
         log.attach("training", training)
         log.attach("utilisation", utilisation_rows(spec, utilisation.readings))

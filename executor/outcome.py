@@ -69,10 +69,11 @@ def utilisation_rows(spec: ClusterSpec, readings: list[Reading]) -> list[dict[st
 def device_seconds(cluster: LocalCluster, spec: ClusterSpec, profile: Profile) -> dict[str, float]:
     """Where the time went for which jobs held lanes, in lane-seconds.
 
-    ``start`` and ``rescale``: from the decision to the first step there, measured. The rest of a
-    stay is training: what the profile predicts for its steps by part, with ``waiting`` for devices
-    that have less to compute than the slowest, and ``unexplained`` for what is left (negative where
-    the profile predicts more than was measured).
+    ``start`` and ``rescale``: from the decision to the first step there, ``closing``: from the last
+    step to the release, both measured. The rest of a stay is training: what the profile predicts
+    for its steps by part, with ``waiting`` for devices that have less to compute than the slowest,
+    and ``unexplained`` for what is left (negative where the profile predicts more than was
+    measured).
     """
     total: dict[str, float] = {}
 
@@ -95,7 +96,9 @@ def device_seconds(cluster: LocalCluster, spec: ClusterSpec, profile: Profile) -
         add("switch", steps * step.switch_s * lanes)
         add("reduce", steps * step.reduce_s * lanes)
         add("update", steps * step.update_s * lanes)
-        held = (stay.end_s - stay.begin_s) * lanes
+        last_s = max(stay.last_s, stay.begin_s)
+        add("closing", (stay.end_s - last_s) * lanes)
+        held = (last_s - stay.begin_s) * lanes
         add("unexplained", held - steps * step.total_s * lanes)
     return {name: round(seconds, 6) for name, seconds in total.items()}
 
@@ -105,8 +108,12 @@ def said_of(
     clock: WallClock,
     places: Mapping[Place, DeviceLane],
     device_s: Mapping[str, float],
+    wall_s: float,
 ) -> dict[str, Any]:
-    """The record's field ``executor``."""
+    """The record's field ``executor``. ``driver_s_per_event``: what the driver does between waits.
+
+    Policy, plan, log and commands to the agent together; an event is one that its clock processed.
+    """
     rescaled = [x for x in cluster.told if isinstance(x, e.Rescaled)]
     recovered = [x for x in cluster.told if isinstance(x, e.Recovered)]
     started = [x for x in cluster.told if isinstance(x, e.Running)]
@@ -118,6 +125,7 @@ def said_of(
         "rescale_pause_s": [round(x.pause_s, 4) for x in rescaled],
         "recovery_s": [round(x.seconds, 4) for x in recovered],
         "lanes_lost": sum(isinstance(x, e.LaneLost) for x in cluster.told),
+        "driver_s_per_event": round((wall_s - cluster.waited_s) / max(1, cluster.waits), 6),
         "largest_lag_s": round(clock.largest_lag_s, 4),
     }
 
