@@ -28,7 +28,8 @@ from torch._C._distributed_c10d import TCPStore
 from executor import events as e
 from executor.devices import DeviceLane
 from executor.errors import ExecutorError
-from executor.job import Job, JobSpec
+from executor.job import Job
+from executor.jobspec import JobSpec
 from executor.pool import Handle, Place, WorkerPool
 from traces.workermap import WorkerMap
 

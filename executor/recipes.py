@@ -19,7 +19,7 @@ from executor import events as e
 from executor.agent import Agent
 from executor.devices import DeviceLane
 from executor.errors import ExecutorError
-from executor.job import JobSpec
+from executor.jobspec import JobSpec
 from executor.levels import Agreement, Level, agree
 from executor.messages import Habits
 from executor.pool import Place

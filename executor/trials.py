@@ -20,7 +20,7 @@ from itertools import count
 from executor import events as e
 from executor.agent import Agent
 from executor.devices import DeviceLane
-from executor.job import JobSpec
+from executor.jobspec import JobSpec
 from executor.levels import Agreement
 from executor.messages import Habits
 from executor.pool import Place

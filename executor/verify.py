@@ -25,7 +25,7 @@ from executor.devices import DeviceLane
 from executor.errors import ExecutorError
 from executor.faults import Fault
 from executor.hashing import combined
-from executor.job import JobSpec
+from executor.jobspec import JobSpec
 from executor.levels import Level, agree
 from executor.messages import Habits
 from executor.pool import Place

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from multiprocessing import Pipe
+from typing import Any
 
 from executor import events as e
 from executor.agent import Agent
 from executor.devices import DeviceLane
 from executor.faults import Fault
 from executor.hashing import combined
-from executor.job import JobSpec
+from executor.jobspec import JobSpec
 from executor.messages import Habits
+from executor.pool import Handle
 from executor.task import TaskSpec
 from executor.workloads import workload
 from traces.workermap import WorkerMap
@@ -18,6 +21,26 @@ from traces.workermap import WorkerMap
 LANES = {(0, i): DeviceLane(name=f"cpu{i}", gpu_type="cpu-default") for i in range(4)}
 
 Digests = dict[int, dict[str, str]]
+
+
+class MuteWorker(Handle):
+    """Says nothing, writes down what it is told. ``deaf``: it is gone, as the first word shows."""
+
+    def __init__(self, number: int, *, deaf: bool = False) -> None:
+        self._ends = Pipe()
+        super().__init__(LANES[0, number], number, self._ends[0])
+        self.told: list[Any] = []
+        self._deaf = deaf
+
+    def say(self, order: Any) -> bool:
+        self.told.append(order)
+        self.gone = self._deaf
+        return not self.gone
+
+    def close(self) -> None:
+        """Close the pipe that it has, but does not use."""
+        for end in self._ends:
+            end.close()
 
 
 def job(

@@ -73,6 +73,19 @@ def test_checkpoints_are_written_on_demand_and_periodically(agent: Agent, tmp_pa
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_whoever_wants_a_checkpoint_is_told_why_there_is_none(agent: Agent, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.write_text("in the way")
+    agent.start(job("mlp", 2, STEPS, folder=str(folder)), on(1, 1), pause_at=3)
+    agent.settle("job")
+    agent.checkpoint("job")
+    (told,) = [event for event in agent.settle("job") if isinstance(event, e.Checkpointed)]
+    assert (told.step, told.path) == (3, None)
+    assert "cannot be written" in str(told.reason)
+    events = agent.advance("job", STEPS)
+    assert isinstance(events[-1], e.Finished)
+
+
 def test_a_checkpoint_says_whose_it_is(agent: Agent, folder: Path) -> None:
     held = files.read(saved(agent, folder))
     assert held.step == 3

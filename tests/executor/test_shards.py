@@ -20,7 +20,7 @@ from executor.agent import Agent
 from executor.errors import ExecutorError, PeerLostError
 from executor.exchange import Exchange
 from executor.faults import Fault
-from executor.job import JobSpec
+from executor.jobspec import JobSpec
 from executor.rows import RefusedError, Rows
 from executor.shards import Held, Reshuffle, Sharding, ShardMap, assigned, covering, shard_of
 from executor.workloads import workload
