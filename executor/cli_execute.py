@@ -77,9 +77,10 @@ def _execute(args: argparse.Namespace) -> int:
     if not args.no_report:
         args.tandem(["report", str(done.path), "--quiet"])
     if args.json:
-        return int(args.tandem(["metrics", str(done.path), "--json"]))
-    if not args.quiet:
+        args.tandem(["metrics", str(done.path), "--json"])
+    elif not args.quiet:
         _say(done)
+    done.check()
     return 0
 
 

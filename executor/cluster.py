@@ -114,6 +114,7 @@ class LocalCluster:
         self.agent = agent
         self.stays: dict[int, Stay] = {}
         self.finished: dict[str, e.Finished] = {}
+        self.failed: dict[str, e.Failed] = {}
         self.told: list[e.Event] = []
         self.closed: list[Stay] = []
         self.waits, self.waited_s = 0, 0.0
@@ -193,8 +194,8 @@ class LocalCluster:
         self.stays[job.rank] = Stay(
             job=job, worker_map=worker_map, since_s=self.now_s(), begun_at=begun_at, at=begun_at
         )
-        if job_id in self.finished:  # its last step was done while it was being stopped
-            self._early.append(self._done(job.rank, self.now_s()))
+        if job_id in self.finished or job_id in self.failed:  # it ended while it was being stopped
+            self._early.append(self._over(job.rank, job_id, self.now_s()))
         elif job_id in self._leaving:
             self._waiting[job_id] = (job, worker_map)
         else:
@@ -228,7 +229,8 @@ class LocalCluster:
     def _runs(self, job_id: str) -> bool:
         """Whether the agent still has it; when a run is closed, jobs have been stopped before."""
         running = self.agent.jobs.get(job_id)
-        return job_id not in self.finished and running is not None and not running.over
+        ended = job_id in self.finished or job_id in self.failed
+        return not ended and running is not None and not running.over
 
     def quiet(self) -> bool:
         """Whether no lane will come back by itself."""
@@ -253,21 +255,24 @@ class LocalCluster:
             self._progress(job_id, event, at_s)
             return []
         self.told.append(event)
-        if isinstance(event, e.Failed):
-            raise ExecutorError(event.reason, where=f"job {job_id!r}, step {event.step}")
         if isinstance(event, e.Stopped):
             self._steps[job_id] = event.step
             self._leaving.pop(job_id, None)
             self._start_waiting(job_id)
         if isinstance(event, e.Finished):
             self.finished[job_id] = event
-            rank = self._ranks[job_id]
-            if self._leaving.pop(job_id, None) is not None:
-                if self._waiting.pop(job_id, None) is None:
-                    return []  # the driver has it waiting; its next start will be its end
-                return [self._done(rank, at_s)]
-            return [self._done(rank, at_s)]
+            return self._ended(job_id, at_s)
+        if isinstance(event, e.Failed):
+            self._steps[job_id] = event.step
+            self.failed[job_id] = event
+            return self._ended(job_id, at_s)
         return []
+
+    def _ended(self, job_id: str, at_s: float) -> list[Message]:
+        leaving = self._leaving.pop(job_id, None) is not None
+        if leaving and self._waiting.pop(job_id, None) is None:
+            return []  # the driver has it waiting; its next start will be its end
+        return [self._over(self._ranks[job_id], job_id, at_s)]
 
     def _progress(self, job_id: str, event: e.Progress, at_s: float) -> None:
         self._steps[job_id] = event.step
@@ -287,13 +292,22 @@ class LocalCluster:
             self.stays[job.rank].begun_at = self.stays[job.rank].at = self._steps[job_id]
             self.agent.start(self._spec_of(job), worker_map)
 
-    def _done(self, rank: int, at_s: float) -> Message:
+    def _over(self, rank: int, job_id: str, at_s: float) -> Message:
+        """Tell the driver that a job has ended, well or not."""
+
         def tell(_: Moment) -> None:
-            stay = self.stays.pop(rank)
+            stay = self.stays.pop(rank, None)
+            if stay is None:
+                return  # stopped by a decision made since; its next start will be its end
             self.closed.append(stay.close(self.now_s(), _step_work_s(stay.job)))
-            stay.done_s = stay.job.job.duration_s
             assert self._listener is not None
-            self._listener.job_finished(rank, stay)
+            failed = self.failed.get(job_id)
+            if failed is None:
+                stay.done_s = stay.job.job.duration_s
+                self._listener.job_finished(rank, stay)
+            else:
+                stay.lost_s, stay.done_s = stay.done_s, 0.0
+                self._listener.job_failed(rank, stay, failed.reason)
 
         return Message(time_s=at_s, kind=FINISH, call=tell)
 

@@ -54,12 +54,26 @@ Watch = Callable[[Driver, LocalCluster, float], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Executed:
-    """What an execution leaves: the jobs table, the record, the run directory, whether it ended."""
+    """What an execution leaves: the jobs table, the record, the run directory, whether it ended.
+
+    ``failed``: the jobs that failed for good, and why.
+    """
 
     jobs: pd.DataFrame
     record: dict[str, Any]
     path: Path
     complete: bool
+    failed: Mapping[str, str]
+
+    def check(self) -> None:
+        """Raise ExecutorError if a job failed for good."""
+        if self.failed:
+            raise ExecutorError(
+                "failed for good",
+                where=", ".join(f"job {name!r}" for name in self.failed),
+                value="; ".join(dict.fromkeys(self.failed.values())),
+                expected=f"every job to finish; {self.path} holds what the others did",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +116,9 @@ def execute(
 
     Ctrl-C ends the run at once: jobs stop at their next step with a checkpoint, the log says
     partial, and what is needed to go on stays beside it. Raises :class:`UsageError` and
-    :class:`DataError` for what cannot be executed, ExecutorError for a job that fails or whose bits
-    differ (the log is written all the same).
+    :class:`DataError` for what cannot be executed, ExecutorError for a job whose bits differ (the
+    log is written all the same). A job that fails for good is over, the others go on; see
+    ``Executed.check``.
     """
     habit = habit or Habit()
     inter = make_policy(policy) if isinstance(policy, str) else policy
@@ -171,6 +186,7 @@ def execute(
         record |= ending(driver, wall_s)
         device_s = device_seconds(cluster, spec, profile)
         record["executor"] = said_of(cluster, clock, places, device_s, wall_s)
+        record["failed"] = {name: event.reason for name, event in cluster.failed.items()}
         training = training_rows(recipes, cluster, reference, begun or {})
         log.attach("training", training)
         log.attach("utilisation", utilisation_rows(spec, utilisation.readings))
@@ -181,7 +197,11 @@ def execute(
     if driver.complete:
         journal.remove()
     return Executed(
-        jobs=jobs_table(workload, driver), record=record, path=path, complete=driver.complete
+        jobs=jobs_table(workload, driver),
+        record=record,
+        path=path,
+        complete=driver.complete,
+        failed=record["failed"],
     )
 
 

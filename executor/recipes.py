@@ -18,7 +18,6 @@ from typing import Any
 from executor import events as e
 from executor.agent import Agent
 from executor.devices import DeviceLane
-from executor.errors import ExecutorError
 from executor.jobspec import JobSpec
 from executor.levels import Agreement, Level, agree
 from executor.messages import Habits
@@ -167,11 +166,10 @@ def references(
     kept: Path | None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, str]:
-    """Return the digest that each job must end with, by name.
+    """Return the digest that each job must end with, by name; one that fails alone has none.
 
     Jobs that are not known from the file ``kept`` are run alone, on one lane each, as many at a
-    time as there are lanes; what is found is added to the file. Raises ExecutorError for a job that
-    fails.
+    time as there are lanes; what is found is added to the file.
     """
     known = _read(kept)
     wanted = {recipes.identity(job.rank): job.rank for job in recipes.jobs}
@@ -193,12 +191,14 @@ def references(
             say(f"{recipes.jobs[rank].job_id} alone ({total - len(todo)} of {total})")
         for event in agent.poll(1.0):
             if isinstance(event, e.Failed):
-                raise ExecutorError(event.reason, where=event.job_id)
+                key, _ = running.pop(event.job_id)
+                say(f"{recipes.jobs[wanted[key]].job_id} fails even alone: {event.reason}")
             if isinstance(event, e.Finished):
                 key, _ = running.pop(event.job_id)
                 known[key] = event.digest
                 _write(kept, known)
-    return {job.job_id: known[recipes.identity(job.rank)] for job in recipes.jobs}
+    found = {job.job_id: known.get(recipes.identity(job.rank)) for job in recipes.jobs}
+    return {job_id: digest for job_id, digest in found.items() if digest is not None}
 
 
 def _read(path: Path | None) -> dict[str, str]:

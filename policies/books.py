@@ -12,14 +12,14 @@ from traces.runlog import OUTCOMES
 if TYPE_CHECKING:
     from traces import WorkerMap
 
-IS_FINISHED, IS_RUNNING, IS_WAITING, IS_REJECTED, IS_UNSUBMITTED = range(len(OUTCOMES))
+IS_FINISHED, IS_RUNNING, IS_WAITING, IS_REJECTED, IS_UNSUBMITTED, IS_FAILED = range(len(OUTCOMES))
 NAN = float("nan")
 
 
 class Recorder(Protocol):
     """Where events, allocations and samples go; ``traces.RunWriter`` is one."""
 
-    def event(self, time_s: float, code: int, rank: int) -> None:
+    def event(self, time_s: float, code: int, rank: int, detail: str | None = None) -> None:
         """Record a job event."""
 
     def device_event(
@@ -127,5 +127,6 @@ class Counts:
     migrations: int = 0
     resizes: int = 0
     failures: int = 0
+    given_up: int = 0
     decisions: int = 0
     idle_rounds: int = 0

@@ -372,7 +372,7 @@ class _Log:
     def __init__(self) -> None:
         self.rows: list[object] = []
 
-    def event(self, time_s: float, code: int, rank: int) -> None:
+    def event(self, time_s: float, code: int, rank: int, detail: str | None = None) -> None:
         """Keep it."""
         self.rows.append((time_s, code, rank))
 

@@ -259,6 +259,9 @@ class Listener(Protocol):
     def job_finished(self, rank: int, stint: Stint) -> None:
         """A job's work is done."""
 
+    def job_failed(self, rank: int, stint: Stint, reason: str) -> None:
+        """A running job failed for good: it is over, and is not started again."""
+
     def devices_lost(self, node: int, mask: int, detail: str, *, host: bool = False) -> None:
         """GPUs in service fail or are taken away; jobs on them stop.
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Sequence
 import simpy
 
 from policies.books import (
+    IS_FAILED,
     IS_FINISHED,
     IS_REJECTED,
     IS_RUNNING,
@@ -47,6 +48,7 @@ SUBMIT, START, PREEMPT = (EVENT_CODE[k] for k in ("submit", "start", "preempt"))
 MIGRATE, RESIZE = EVENT_CODE["migrate"], EVENT_CODE["resize"]
 FINISHED, FAILED, REJECTED = (EVENT_CODE[k] for k in ("finish", "fail", "reject"))
 LOST, RETURNED = EVENT_CODE["device_lost"], EVENT_CODE["device_returned"]
+GIVEN_UP = EVENT_CODE["give_up"]
 END_FINISH, END_PREEMPT, END_MIGRATE, END_RESIZE, END_FAIL, END_OPEN = (
     END_REASONS.index(r) for r in ("finish", "preempt", "migrate", "resize", "fail", "open")
 )
@@ -397,6 +399,21 @@ class Driver:
         self._record(job)
         self.counts.finished += 1
         self.log.event(now, FINISHED, rank)
+        self._after_an_end()
+
+    def job_failed(self, rank: int, stint: Stint, reason: str) -> None:
+        """A job failed for good: it is over, and what it held is free."""
+        job = self._jobs.pop(rank)
+        self.view.now = now = self.clock.now
+        self._leave(job, stint, END_FAIL)
+        self.view.give_up(job)
+        self.outcomes.status[rank] = IS_FAILED
+        self._record(job)
+        self.counts.given_up += 1
+        self.log.event(now, GIVEN_UP, rank, reason)
+        self._after_an_end()
+
+    def _after_an_end(self) -> None:
         if not self._jobs and self._arrived:
             self._end.succeed(True)
         elif not self._deciding:

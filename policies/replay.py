@@ -35,6 +35,7 @@ WORLD = {
     "submit",
     "finish",
     "fail",
+    "give_up",
     "device_lost",
     "device_returned",
     "reject",
@@ -241,6 +242,10 @@ class Replay:
             job = self.jobs[event.rank]
             self._leave(job)
             view.finish(job)
+        elif event.kind == "give_up":
+            job = self.jobs[event.rank]
+            self._leave(job)
+            view.give_up(job)
         elif event.kind == "fail":
             job = self.jobs[event.rank]
             view.stop(job, self._leave(job), "fail")

@@ -185,12 +185,19 @@ class LiveView(ClusterView):
 
     def finish(self, job: JobState) -> None:
         """A running job ends."""
-        self._halt(job, job.estimate_s)
+        self._end(job, job.estimate_s)
+        if self.policy.learns:
+            self._sizes_gpu_s.append(job.served_gpu_s)
+
+    def give_up(self, job: JobState) -> None:
+        """A running job fails for good: it is over, and says nothing of the sizes of jobs."""
+        self._end(job, job.done_s)
+
+    def _end(self, job: JobState, done_s: float) -> None:
+        self._halt(job, done_s)
         job.phase = DONE
         job.due = INFINITY
         self.finished += 1
-        if self.policy.learns:
-            self._sizes_gpu_s.append(job.served_gpu_s)
 
     def withdraw(self, node: int, mask: int, *, host: bool = False) -> None:
         """Free GPUs leave service."""

@@ -235,6 +235,10 @@ METRICS: tuple[Metric, ...] = (
         meaning="jobs that finished", formula="count",
     ),
     Metric(
+        name="failed_jobs", topic="Jobs", unit="jobs", better="lower",
+        meaning="jobs that failed for good", formula="count",
+    ),
+    Metric(
         name="running_jobs", topic="Jobs", unit="jobs",
         meaning="jobs still running when the log ends", formula="count",
     ),

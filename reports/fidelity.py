@@ -34,7 +34,7 @@ from traces.runlog import RunLog
 
 MANIFEST = "validation.json"
 _DECIDED = ("start", "preempt", "resize", "migrate")
-_SEEN = ("submit", "finish", "fail", "device_lost", "device_returned")
+_SEEN = ("submit", "finish", "fail", "give_up", "device_lost", "device_returned")
 _RESAMPLES = 2_000
 Floats = NDArray[np.float64]
 Bounds = tuple[float, float]

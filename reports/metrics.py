@@ -78,7 +78,7 @@ def metrics_of(tables: RunTables, load: Series) -> dict[str, Number]:
     result["jain_slowdown"] = jain(slow)
     status = jobs.status.value_counts()
     result["submitted_jobs"] = len(jobs) - int(status.get("unsubmitted", 0))
-    for outcome in ("finished", "running", "waiting", "rejected", "unsubmitted"):
+    for outcome in ("finished", "failed", "running", "waiting", "rejected", "unsubmitted"):
         result[f"{outcome}_jobs"] = int(status.get(outcome, 0))
     for name in ("preemptions", "migrations", "resizes", "failures"):
         result[name] = int(getattr(jobs, name).sum())

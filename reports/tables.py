@@ -53,7 +53,8 @@ class Jobs:
 
     ``milli`` is what a job asks for in milli-GPUs. ``full_milli`` is what rate 1 stands for: the
     same, of an elastic job one GPU per logical worker. ``end_s`` is when it left the system: its
-    completion, or the end of the log. ``active`` are jobs that were submitted and not rejected.
+    completion, the end of its last stay if it failed for good, or the end of the log. ``active``
+    are jobs that were submitted and not rejected.
     """
 
     job_id: pd.Series
@@ -207,12 +208,17 @@ def _labels(table: pa.Table, name: str) -> pd.Series:
 def _jobs(run: RunLog, table: pa.Table, numbers: dict[str, Floats], holds: Holds) -> Jobs:
     status = _labels(table, "status")
     finished = (status == "finished").to_numpy(dtype=bool)
-    active = status.isin(["finished", "running", "waiting"]).to_numpy(dtype=bool)
+    failed = (status == "failed").to_numpy(dtype=bool)
+    active = failed | status.isin(["finished", "running", "waiting"]).to_numpy(dtype=bool)
     span = run.record.get("span") or {}
     last = [float(span.get("end_s") or 0.0)]
     last += [float(a.max()) for a in (holds.end_s, numbers["submit_s"][active]) if len(a)]
     submit_s = numbers["submit_s"]
     end_s = np.where(finished, numbers["finish_s"], np.maximum(max(last), submit_s))
+    if failed.any():
+        left_s = submit_s.copy()
+        np.maximum.at(left_s, holds.job, holds.end_s)
+        end_s = np.where(failed, left_s, end_s)
     whole = {
         name: np.nan_to_num(numbers[name]).astype(np.int64)
         for name in ("num_gpus", "gpu_milli", "preemptions", "migrations", "resizes", "failures")

@@ -23,7 +23,7 @@ class MemoryLog:
     loans: list[tuple[int, int, int, float, float, float, str]] = field(default_factory=list)
     workers: list[tuple[int, float, WorkerMap]] = field(default_factory=list)
 
-    def event(self, time_s: float, code: int, rank: int) -> None:
+    def event(self, time_s: float, code: int, rank: int, detail: str | None = None) -> None:
         self.events.append((time_s, EVENT_KINDS[code], rank))
 
     def device_event(

@@ -38,6 +38,7 @@ EventKind = Literal[
     "serving_demand",
     "device_lent",
     "device_given_back",
+    "give_up",
 ]
 EVENT_KINDS: tuple[EventKind, ...] = (
     "submit",
@@ -53,6 +54,7 @@ EVENT_KINDS: tuple[EventKind, ...] = (
     "serving_demand",
     "device_lent",
     "device_given_back",
+    "give_up",
 )
 EVENT_CODE: dict[EventKind, int] = {kind: code for code, kind in enumerate(EVENT_KINDS)}
 
@@ -61,8 +63,15 @@ NEVER_LENT = LOAN_SOURCES.index("never")
 
 END_REASONS = ("finish", "preempt", "migrate", "resize", "fail", "open")
 
-Outcome = Literal["finished", "running", "waiting", "rejected", "unsubmitted"]
-OUTCOMES: tuple[Outcome, ...] = ("finished", "running", "waiting", "rejected", "unsubmitted")
+Outcome = Literal["finished", "running", "waiting", "rejected", "unsubmitted", "failed"]
+OUTCOMES: tuple[Outcome, ...] = (
+    "finished",
+    "running",
+    "waiting",
+    "rejected",
+    "unsubmitted",
+    "failed",
+)
 
 
 @dataclass(frozen=True, slots=True)

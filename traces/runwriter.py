@@ -116,8 +116,10 @@ class RunWriter:
         shutil.rmtree(self._dir, ignore_errors=True)
         self._done = True
 
-    def event(self, time_s: float, code: int, rank: int) -> None:
+    def event(self, time_s: float, code: int, rank: int, detail: str | None = None) -> None:
         """Record a job event; ``code`` from :data:`EVENT_CODE`, ``rank`` of the job."""
+        if detail is not None:
+            self._event_extra[len(self._events) // _EVENT_ROW.itemsize] = (-1, 0, detail)
         self._events += _pack_event(time_s, code, rank)
 
     def device_event(

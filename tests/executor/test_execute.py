@@ -7,22 +7,29 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
 import tandem
-from executor.cluster import cluster_of
+from executor import events as e
+from executor.cluster import LocalCluster, cluster_of
 from executor.devices import DeviceLane
 from executor.errors import ExecutorError
 from executor.execute import Executed, Habit, execute
+from executor.faults import Fault
+from executor.jobspec import JobSpec
 from executor.journal import Left, alone, folder_of
+from executor.messages import Habits
 from executor.recipes import Recipes
 from policies import ClusterView, Plan
 from policies.contract import Policy
-from traces import DataError, Profile, RunLog, UsageError, Workload
+from policies.replay import explain_at
+from traces import DataError, Profile, RunLog, UsageError, WorkerMap, Workload, load
 from traces.profile import ModelProfile
 from traces.profile_file import save
 
@@ -237,3 +244,91 @@ def test_a_worker_that_is_killed_costs_no_bits(tmp_path: Path) -> None:
     training = RunLog.open(tmp_path / "run").table("training")
     assert training["same_bits"].all()
     assert training["recoveries"].tolist() == [1]
+
+
+def test_a_job_that_fails_for_good_leaves_the_others_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is over and recorded, its lanes are free again, and the run fails with its name."""
+    made = Recipes.spec
+
+    def spec(self: Recipes, rank: int, habits: Habits, *, resume: bool) -> JobSpec:
+        usual = made(self, rank, habits, resume=resume)
+        fault = Fault(kind="oom", step=5, rank=0, point="micro-step")
+        # In the execution alone, not in the run that its bits are compared with.
+        return replace(usual, faults=(fault,) * 3) if resume and rank == 1 else usual
+
+    monkeypatch.setattr(Recipes, "spec", spec)
+    jobs = [job("a", steps=60), job("b", submit_s=0.1), job("c", submit_s=0.2)]
+    Workload.from_jobs(jobs).table.to_parquet(tmp_path / "jobs.parquet")
+    save(PROFILE, tmp_path / "profile.json")
+    command = ["execute", str(tmp_path / "jobs.parquet"), "--policy", "easyscale", "--quiet"]
+    command += ["--devices", "cpu-defaultx2", "--profile", str(tmp_path / "profile.json")]
+    assert tandem.main([*command, "--out", str(tmp_path / "run")]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "job 'b'" in said
+    assert "MemoryError" in said
+    log = RunLog.open(tmp_path / "run")
+    assert log.record["status"] == "complete"
+    assert "MemoryError" in log.record["failed"]["b"]
+    assert log.table("jobs")["status"].tolist() == ["finished", "failed", "finished"]
+    training = log.table("training")
+    assert training["same_bits"].tolist() == [True, None, True]
+    assert training["steps"].tolist() == [60, 5, 40]
+    events = log.table("events")
+    assert "MemoryError" in events[events["kind"] == "give_up"]["detail"].item()
+    stays = log.table("allocations")
+    assert stays[stays["job_id"] == "b"]["end_reason"].iloc[-1] == "fail"
+    assert explain_at(log, "b", log.record["span"]["end_s"])[1].code == "done"
+    assert (tmp_path / "run" / "report.html").exists()
+    assert not folder_of(tmp_path / "run").exists()
+    # Such a log is still a trace.
+    assert len(load(tmp_path / "run")) == 3
+
+
+class Spoken:
+    """An agent that says what it is told to say."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Any] = {}
+        self.coming: list[e.Event] = []
+
+    def start(self, spec: str, worker_map: WorkerMap) -> None:
+        self.jobs[spec] = SimpleNamespace(over=False)
+
+    def stop(self, job_id: str, *, checkpoint: bool) -> None:
+        pass
+
+    def poll(self, timeout_s: float) -> list[e.Event]:
+        coming, self.coming = self.coming, []
+        return coming
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_job_may_fail_for_good_while_it_is_being_stopped(again: bool) -> None:
+    """The driver has it waiting, or started it anew; either way it hears of the failure once."""
+    agent: Any = Spoken()
+    spec_of: Any = lambda job: job.job_id  # noqa: E731
+    cluster = LocalCluster(agent, spec_of, clock=lambda: 0.0)
+    heard: list[tuple[int, str]] = []
+    driver: Any = SimpleNamespace(job_failed=lambda rank, stay, why: heard.append((rank, why)))
+    cluster.attach(driver)
+    (row,) = Workload.from_jobs([job("a") | {"duration_s": 1.0}]).jobs()
+    state: Any = SimpleNamespace(
+        job=row, job_id="a", rank=0, elastic=row.elastic, worker_map=WorkerMap.of([(0, 0)], [2])
+    )
+    moment: Any = None
+    cluster.start(state, moment)
+    cluster.stop(state, failed=False)
+    if again:
+        cluster.start(state, moment)
+    agent.coming = [e.Failed(job_id="a", at_s=0.0, step=3, reason="a bad disk")]
+    messages = list(cluster.wait(0.0))
+    if not again:
+        assert not messages
+        cluster.start(state, moment)
+        messages = list(cluster.wait(0.0))
+    for message in messages:
+        message.call(moment)
+    assert heard == [(0, "a bad disk")]
+    assert not cluster.expecting()

@@ -6,7 +6,7 @@ deliver them. Time is a number that ``wait`` moves forward.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
@@ -32,11 +32,20 @@ class ScriptedStint:
 
 
 class ScriptedWorld:
-    """Mailbox and backend in one. ``late_s``: messages come that much after what they tell."""
+    """Mailbox and backend in one. ``late_s``: messages come that much after what they tell.
+
+    ``fails``: how much work (seconds) a job has done when it fails for good, by rank.
+    """
 
     def __init__(
-        self, spec: ClusterSpec, model: Model, start_s: float, late_s: float = 0.0
+        self,
+        spec: ClusterSpec,
+        model: Model,
+        start_s: float,
+        late_s: float = 0.0,
+        fails: Mapping[int, float] | None = None,
     ) -> None:
+        self._fails = dict(fails or {})
         self.spec = spec
         self.model = model
         self._late_s = late_s
@@ -69,7 +78,10 @@ class ScriptedWorld:
         stint: ScriptedStint = moment.subject
         del self._stints[stint.rank]
         assert self._listener is not None
-        self._listener.job_finished(stint.rank, stint)
+        if stint.rank in self._fails:
+            self._listener.job_failed(stint.rank, stint, "its loss is no number")
+        else:
+            self._listener.job_finished(stint.rank, stint)
 
     # The backend
 
@@ -102,7 +114,8 @@ class ScriptedWorld:
             rate = self.model.rate(allocation, self.spec)
         else:
             rate = self.model.elastic_rate(job, allocation, self.spec)
-        ends_s = begin_s + (job.job.duration_s - done_s) / rate
+        work_s = self._fails.get(job.rank, job.job.duration_s)
+        ends_s = begin_s + (work_s - done_s) / rate
         stint = ScriptedStint(job.rank, begin_s, rate, done_s, ends_s)
         self._stints[job.rank] = stint
         heappush(self._coming, (ends_s + self._late_s, next(self._number), stint))

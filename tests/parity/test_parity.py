@@ -21,6 +21,7 @@ from simulator.cluster import SimulatedCluster
 from tests.memorylog import MemoryLog
 from tests.parity.scripted import ScriptedWorld
 from traces import ClusterSpec, Workload
+from traces.runlog import OUTCOMES
 
 CLUSTER = "2x4:a:1,2x2:b"
 WORKLOADS = 50
@@ -148,3 +149,37 @@ def test_a_world_that_lags_decides_otherwise() -> None:
     workload = drawn(0)
     simulated = plans("fifo", workload, Model(), real=False)
     assert plans("fifo", workload, Model(), real=True, late_s=0.5) != simulated
+
+
+@pytest.mark.parametrize("policy", ["fifo", "srtf", "tiresias", "easyscale", "afs"])
+def test_a_job_that_fails_for_good_is_over_and_the_others_go_on(policy: str) -> None:
+    """It leaves as if its work had been done: every other job is decided on as in that world."""
+    for seed in range(8):
+        workload, model = elastic(seed), Model()
+        rank = seed % len(workload)
+        half_s = float(workload.table["duration_s"].iloc[rank]) / 2
+        spec = ClusterSpec.parse(CLUSTER)
+        world = ScriptedWorld(spec, model, 0.0, fails={rank: half_s})
+        log = MemoryLog()
+        driver = Driver(
+            clock=WallClock(world, 0.0),
+            workload=workload,
+            spec=spec,
+            policy=make_policy(policy),
+            placement=make_placement("count"),
+            backend=world,
+            log=log,
+            model=model,
+        )
+        driver.run()
+        assert driver.complete
+        assert driver.counts.given_up == 1
+        assert driver.counts.finished == len(workload) - 1
+        status = [OUTCOMES[code] for code in driver.outcomes.status]
+        assert status.pop(rank) == "failed"
+        assert set(status) == {"finished"}
+        (failed_s,) = [t for t, kind, job in log.events if (kind, job) == ("give_up", rank)]
+        assert not [e for e in log.events if e[2] == rank and e[0] > failed_s]  # never again
+        assert [stay[-1] for stay in log.allocations if stay[0] == rank][-1] == "fail"
+        assert np.isnan(driver.outcomes.finish_s[rank])
+        assert [pool.free for pool in driver.view.free.pools] == [8, 4]

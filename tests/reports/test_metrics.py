@@ -114,6 +114,7 @@ EXPECTED: dict[str, float] = {
     "jain_slowdown": (1.1 + 3.5 + 2 + 1) ** 2 / (4 * (1.1**2 + 3.5**2 + 2**2 + 1)),
     "submitted_jobs": 5,
     "finished_jobs": 4,
+    "failed_jobs": 0,
     "running_jobs": 0,
     "waiting_jobs": 0,
     "rejected_jobs": 1,
