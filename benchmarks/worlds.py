@@ -33,7 +33,7 @@ from executor.machine import probe
 from executor.profiler import QUICK, profile
 from traces import Profile, RunLog, Workload
 
-MODEL, BATCH, WORKERS = "tiny:length=32", 16, 2
+MODEL, BATCH, WORKERS = "tiny:length=32", 16, 4
 
 
 def workload(measured: Profile, seconds: float) -> Workload:

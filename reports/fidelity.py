@@ -174,7 +174,7 @@ def compared(measured: RunLog, simulated: RunLog) -> Pair:
     with np.errstate(divide="ignore", invalid="ignore"):
         error = model.jobs.jct_s / real.jobs.jct_s - 1.0
     spans = [t.end_s - t.start_s for t in (real, model)]
-    decisions = [_decisions(log) for log in (measured, simulated)]
+    decided = [decisions(log) for log in (measured, simulated)]
     numbers = [metrics_of(t, series(t)) for t in (real, model)]
     names = ("makespan_s", "mean_jct_s", "mean_queueing_s", "allocation_ratio", "utilisation")
     bits = measured.table("training")["same_bits"] if measured.has("training") else pd.Series([])
@@ -184,8 +184,8 @@ def compared(measured: RunLog, simulated: RunLog) -> Pair:
         simulated=model,
         job_error=error,
         makespan_error=spans[1] / spans[0] - 1.0,
-        decisions=len(decisions[0]),
-        divergence=_first_other(decisions[0], decisions[1]),
+        decisions=len(decided[0]),
+        divergence=_first_other(decided[0], decided[1]),
         metrics={name: (numbers[0].get(name), numbers[1].get(name)) for name in names},
         same_bits=int(known.sum()),
         other_bits=int((~known).sum()),
@@ -193,7 +193,7 @@ def compared(measured: RunLog, simulated: RunLog) -> Pair:
     )
 
 
-def _decisions(log: RunLog) -> list[tuple[str, str]]:
+def decisions(log: RunLog) -> list[tuple[str, str]]:
     """(decision, what the world had told last before it), in order."""
     events = log.table("events")
     seen = "the beginning"
