@@ -23,8 +23,9 @@ import numpy as np
 import pandas as pd
 
 from policies.contract import IntraJobPolicy, PlacementPolicy, Policy
-from policies.driver import Assign, Driver
+from policies.driver import Driver
 from policies.model import Model
+from policies.transitions import Assign
 from traces import ClusterSpec, DataError, UsageError, Workload
 from traces.feasibility import infeasible
 from traces.runlog import JOB_OUTCOME_COLUMNS, OUTCOMES
