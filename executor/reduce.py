@@ -4,22 +4,16 @@ Parameters are put into *buckets* in reverse order, since backward reaches the l
 bucket map and the tree are the job's *order of reduction*: fixed for life and written in its
 checkpoints. With the tree, the bits do not depend on the bucket map either, only the timing does.
 
-Each bucket of each rank is added into the fold of ``executor.tree`` as soon as it is there. When
-the last local rank's backward has filled a bucket, the exchange of that bucket begins, strictly in
-bucket order, while backward goes on::
+A gradient is added to the partial sums of ``executor.tree`` during backward, as soon as it is
+there (small ones after it, all at once), and its own memory is free again. So one device with n
+logical workers does n - 1 additions, as plain accumulation does, and beside the activations of the
+last of them lie log2 n partial sums, which is as few as any order of visiting that tree can do
+with.
 
-    chunk c of every partial sum of the bucket  -- all-to-all -->  device c
-    device c adds them up along the tree        -- all-gather -->  everybody
-
-A device sends one chunk per whole subtree of its block: for aligned blocks one, and then the bytes
-are those of a ring all-reduce, 2 (p - 1) / p of the gradient; in the worst case 2 log2 n times that
-of the first half.
-
-A partial sum is the list of a bucket's gradients as backward made them; the first rank's are kept,
-the next ones added to them, and nothing is copied before it is sent. So one device with n logical
-workers does n - 1 additions, as plain accumulation does. A gradient on a GPU whose partial sums
-wait on the CPU is copied to pinned memory on a stream of its own, while the next micro-batch
-computes.
+When the last local rank's backward has filled a bucket, the exchange of that bucket begins,
+strictly in bucket order, while backward goes on (``executor.bucket``). A gradient on a GPU whose
+partial sums wait on the CPU is copied to pinned memory on a stream of its own, while the next
+micro-batch computes.
 
 The sum is multiplied by the task's ``scale`` at its end. DistributedDataParallel multiplies each
 gradient before the sum; for powers of two both are exact unless a number is subnormal. Gradients of
@@ -28,19 +22,20 @@ gradient before the sum; for powers of two both are exact unless a number is sub
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from executor.bucket import NARROW, Bucket
 from executor.errors import ExecutorError
-from executor.exchange import Exchange, Pending
-from executor.tree import Block, Fold, whole_subtrees
+from executor.exchange import Exchange
+from executor.tree import carries, whole_subtrees
 
 BUCKET_BYTES = 4 << 20
-_NARROW = frozenset({torch.float16, torch.bfloat16})
+_SMALL_BYTES = 16 << 10  # gradients that are not worth a call of their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,67 +91,12 @@ def order_of(
     return Order(num_workers=num_workers, buckets=tuple(map(tuple, buckets)))
 
 
-class _Bucket:
-    """One bucket on one device: its fold, its memory for the exchange."""
-
-    def __init__(self, members: Sequence[nn.Parameter], exchange: Exchange, num_ranks: int) -> None:
-        self.dtype = members[0].dtype
-        self.sizes = [parameter.numel() for parameter in members]
-        self.chunk = -(-sum(self.sizes) // exchange.size)
-        self.fold: Fold[list[Tensor]] = Fold(num_ranks, _add)
-        self.filling: list[Tensor | None] = [None] * len(members)
-        self.deferred: tuple[int, list[Tensor], Any] | None = None
-        self.missing = len(members)
-        self.sending: Tensor | None = None
-        self.received: Tensor | None = None
-        self.whole: Tensor | None = None
-        self.pending: Pending | None = None
-
-    def begin(self) -> None:
-        """Forget what a step left; memory for the exchange stays."""
-        self.fold.take()
-        self.filling = [None] * len(self.sizes)
-        self.deferred = self.pending = None
-        self.missing = len(self.sizes)
-
-    def settle(self) -> None:
-        """Give the fold what was still being copied from a GPU."""
-        if self.deferred is not None:
-            rank, gradients, copied = self.deferred
-            self.deferred = None
-            if copied is not None:
-                copied.synchronize()
-            self.fold.push(Block(rank, rank + 1), gradients)
-
-    def flattened(self, size: int, device: torch.device) -> Tensor:
-        """Return our partial sums as rows of chunks: chunk c of each goes to device c."""
-        partials = [value for _, value in self.fold.partials]
-        if self.sending is None:
-            # Padded to whole chunks, with zeros for life.
-            shape = (len(partials), size * self.chunk)
-            self.sending = torch.zeros(shape, dtype=self.dtype, device=device)
-        for row, partial in zip(self.sending, partials, strict=True):
-            for part, gradient in zip(
-                torch.split(row[: sum(self.sizes)], self.sizes), partial, strict=True
-            ):
-                part.view(gradient.shape).copy_(gradient)
-        if len(partials) == 1:
-            return self.sending.view(size, self.chunk)
-        rows = self.sending.view(len(partials), size, self.chunk).transpose(0, 1)
-        return rows.reshape(-1, self.chunk)
-
-
-def _add(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
-    torch._foreach_add_(left, right)
-    return left
-
-
 class DenseReducer:
     """Sums the dense gradients of one generation's devices; this one holds ``blocks[index]``.
 
     ``blocks``: the ranks of every device, in rank order; ``device``: where partial sums wait (None:
-    where they are exchanged). One step is ``begin``, then for each local rank ``push``, or ``arm``
-    before the last one's backward and ``push`` after it, then ``finish``.
+    where they are exchanged). One step is ``begin``, then for each local rank in order ``push``, or
+    ``arm`` before its backward and ``push`` after it, then ``finish``.
     """
 
     def __init__(
@@ -181,11 +121,19 @@ class DenseReducer:
         self._exchange = exchange
         self._device = exchange.device if device is None else device
         self._scale = scale
-        self._subtrees = [
-            whole_subtrees(block.start, block.stop, order.num_workers) for block in blocks
-        ]
+        own = blocks[exchange.index]
+        self._last = own[-1]
+        self._carries = dict(zip(own, carries(own.start, own.stop, order.num_workers), strict=True))
+        subtrees = [whole_subtrees(b.start, b.stop, order.num_workers) for b in blocks]
         self._buckets = [
-            _Bucket([parameters[i] for i in bucket], exchange, order.num_workers)
+            Bucket(
+                [parameters[i] for i in bucket],
+                exchange,
+                subtrees,
+                num_ranks=order.num_workers,
+                scale=scale,
+                device=self._device,
+            )
             for bucket in order.buckets
         ]
         self._place = {
@@ -193,6 +141,10 @@ class DenseReducer:
             for b, bucket in enumerate(order.buckets)
             for position, i in enumerate(bucket)
         }
+        self._large = [
+            p.numel() * p.element_size() >= _SMALL_BYTES and p.device == self._device
+            for p in parameters
+        ]
         self._armed: int | None = None
         self._arrived: set[int] = set()
         self._full: set[int] = set()
@@ -209,7 +161,10 @@ class DenseReducer:
             bucket.begin()
 
     def arm(self, rank: int) -> None:
-        """Before the last local rank's backward: exchange each bucket as soon as it is full."""
+        """Before a local rank's backward: add and exchange gradients as soon as they are there."""
+        exchanging = rank == self._last and self._exchange.size > 1
+        if not exchanging and not self._carries[rank]:
+            return  # they are to be kept as they are
         if not self._hooks:
             self._hooks = [
                 p.register_post_accumulate_grad_hook(self._hook_of(i))  # type: ignore[no-untyped-call]
@@ -223,41 +178,34 @@ class DenseReducer:
         After ``arm``, those that backward has not delivered.
         """
         armed, self._armed = self._armed == rank, None
-        if not armed:
-            self._arrived.clear()
-        for index, gradient in enumerate(gradients):
-            if index not in self._arrived:
-                self._stage(index, gradient, rank, exchanging=armed)
+        arrived = self._arrived if armed else set()
+        exchanging = armed and rank == self._last and self._exchange.size > 1
+        for number, members in enumerate(self._order.buckets):
+            rest = [i for i in members if i not in arrived]
+            if rest:
+                self._stage(number, rest, [gradients[i] for i in rest], rank, exchanging=exchanging)
         self._arrived.clear()
 
     def finish(self) -> tuple[Tensor, ...]:
         """Return the sums over all ranks, shaped as the parameters; valid until ``begin``."""
         self.launch_rest()
-        gathers = [self._fold_chunk(bucket) for bucket in self._buckets]
+        for bucket in self._buckets:
+            bucket.fold()
         totals: dict[int, Tensor] = {}
-        for bucket, members, gather in zip(
-            self._buckets, self._order.buckets, gathers, strict=True
-        ):
-            gather.wait()
-            for index, total in zip(members, self._total(bucket), strict=True):
-                parameter = self._parameters[index]
-                totals[index] = total.view(parameter.shape).to(parameter.device)
+        for bucket, members in zip(self._buckets, self._order.buckets, strict=True):
+            for index, total in zip(members, bucket.total(), strict=True):
+                totals[index] = total.to(self._parameters[index].device)
         return tuple(totals[i] for i in range(len(self._parameters)))
 
     def launch_rest(self) -> None:
         """Start the exchange of the buckets that no backward started."""
         while self._next < len(self._buckets):
-            self._launch(self._buckets[self._next])
+            self._buckets[self._next].launch()
             self._next += 1
 
     def is_finite(self) -> bool:
         """Whether this device's own partial sums of the step are finite."""
-        return all(
-            bool(torch.isfinite(gradient).all())
-            for bucket in self._buckets
-            for _, value in bucket.fold.partials
-            for gradient in value
-        )
+        return all(bucket.is_finite() for bucket in self._buckets)
 
     def close(self) -> None:
         """Take the hooks off the parameters."""
@@ -266,8 +214,14 @@ class DenseReducer:
         self._hooks = []
 
     def _hook_of(self, index: int) -> Any:
+        number, position = self._place[index]
+
         def arrived(parameter: Tensor) -> None:
-            if self._armed is None or parameter.grad is None:
+            rank, gradient = self._armed, parameter.grad
+            if rank is None or gradient is None:
+                return
+            exchanging = rank == self._last and self._exchange.size > 1
+            if not exchanging and not self._large[index]:
                 return
             if index in self._arrived:
                 raise ExecutorError(
@@ -276,35 +230,42 @@ class DenseReducer:
                     expected="a model without reentrant recomputation, or overlap switched off",
                 )
             self._arrived.add(index)
-            self._stage(index, parameter.grad, self._armed, exchanging=True)
+            self._stage(number, [index], [gradient], rank, exchanging=exchanging)
+            if gradient.device == self._device and gradient.dtype not in NARROW:
+                # What the task finds there is not pushed again; the gradient's memory is free.
+                parameter.grad = self._buckets[number].newest(position)
 
         return arrived
 
-    def _stage(self, index: int, gradient: Tensor, rank: int, *, exchanging: bool) -> None:
-        """Take one gradient into its bucket; a full bucket goes to the fold."""
-        number, position = self._place[index]
+    def _stage(
+        self,
+        number: int,
+        indices: Sequence[int],
+        gradients: Sequence[Tensor],
+        rank: int,
+        *,
+        exchanging: bool,
+    ) -> None:
+        """Take gradients of one rank into their bucket; launch those that are full in turn."""
         bucket = self._buckets[number]
-        bucket.filling[position] = self._brought(gradient)
-        bucket.missing -= 1
-        if bucket.missing:
-            return
-        bucket.settle()  # the rank before
-        full = [value for value in bucket.filling if value is not None]
-        bucket.deferred = (rank, full, self._mark(gradient.device))
-        bucket.filling = [None] * len(bucket.sizes)
-        bucket.missing = len(bucket.sizes)
-        if exchanging or gradient.device == self._device:
-            bucket.settle()
-        if exchanging:
+        positions = [self._place[i][1] for i in indices]
+        if self._scale != 1.0 and gradients[0].dtype in NARROW:
+            gradients = [g * self._scale for g in gradients]
+        if gradients[0].device == self._device:
+            full = bucket.take(positions, gradients, self._carries[rank], sending=exchanging)
+        else:
+            copies = [self._brought(g) for g in gradients]
+            mark = self._streams[gradients[0].device].record_event()
+            full = bucket.take_later(positions, copies, self._carries[rank], mark)
+        if full and exchanging:
             self._full.add(number)
-            self._launch_in_order()
+            while self._next in self._full:
+                self._full.remove(self._next)
+                self._buckets[self._next].launch()
+                self._next += 1
 
     def _brought(self, gradient: Tensor) -> Tensor:
-        """Return a gradient where partial sums wait."""
-        if gradient.dtype in _NARROW and self._scale != 1.0:
-            gradient = gradient * self._scale
-        if gradient.device == self._device:
-            return gradient
+        """Start to copy a gradient to where partial sums wait."""
         stream = self._streams.get(gradient.device)
         if stream is None:
             stream = self._streams[gradient.device] = torch.cuda.Stream(  # type: ignore[no-untyped-call]
@@ -316,61 +277,3 @@ class DenseReducer:
             copy.copy_(gradient, non_blocking=True)
             gradient.record_stream(stream)
         return copy
-
-    def _mark(self, device: torch.device) -> Any:
-        """What tells when the copies from a device that were started so far are done."""
-        stream = self._streams.get(device)
-        return None if stream is None else stream.record_event()
-
-    def _launch_in_order(self) -> None:
-        """Start the exchange of buckets that are full and whose turn it is."""
-        while self._next in self._full:
-            self._full.remove(self._next)
-            self._launch(self._buckets[self._next])
-            self._next += 1
-
-    def _launch(self, bucket: _Bucket) -> None:
-        bucket.settle()
-        size, index = self._exchange.size, self._exchange.index
-        if size == 1:
-            return
-        counts = [len(subtrees) for subtrees in self._subtrees]
-        if len(bucket.fold.partials) != counts[index]:
-            raise ExecutorError("ranks are missing on this device", value=len(bucket.fold.partials))
-        rows = bucket.flattened(size, self._device)
-        if bucket.received is None:
-            shape = (sum(counts), bucket.chunk)
-            bucket.received = torch.empty(shape, dtype=bucket.dtype, device=self._device)
-        bucket.pending = self._exchange.all_to_all(
-            bucket.received, rows, counts, [counts[index]] * size
-        )
-
-    def _fold_chunk(self, bucket: _Bucket) -> Pending:
-        """Add up our chunk of all devices' partial sums and start to give it to everybody."""
-        if self._exchange.size == 1:
-            return Pending(None)
-        assert bucket.pending is not None and bucket.received is not None
-        bucket.pending.wait()
-        fold: Fold[Tensor] = Fold(self._order.num_workers, Tensor.add_)
-        for block, chunk in zip(_flat(self._subtrees), bucket.received, strict=True):
-            fold.push(block, chunk)
-        if bucket.whole is None:
-            shape = (self._exchange.size * bucket.chunk,)
-            bucket.whole = torch.empty(shape, dtype=bucket.dtype, device=self._device)
-        return self._exchange.all_gather(bucket.whole, self._scaled([fold.total()])[0])
-
-    def _total(self, bucket: _Bucket) -> Sequence[Tensor]:
-        """The sums of a bucket's members."""
-        if self._exchange.size == 1:
-            return self._scaled(bucket.fold.total())
-        assert bucket.whole is not None
-        return torch.split(bucket.whole[: sum(bucket.sizes)], bucket.sizes)
-
-    def _scaled(self, sums: list[Tensor]) -> list[Tensor]:
-        if self._scale != 1.0 and sums[0].dtype not in _NARROW:
-            torch._foreach_mul_(sums, self._scale)
-        return sums
-
-
-def _flat(subtrees: Iterable[Iterable[Block]]) -> list[Block]:
-    return [block for blocks in subtrees for block in blocks]

@@ -63,6 +63,22 @@ def whole_subtrees(low: int, high: int, num_ranks: int) -> tuple[Block, ...]:
     return tuple(found)
 
 
+def carries(low: int, high: int, num_ranks: int) -> tuple[int, ...]:
+    """Return, for each of ranks low..high-1 in turn, to how many partial sums it is added.
+
+    That is what ``Fold.push`` does on a device that holds these ranks.
+    """
+    held: list[Block] = []
+    found = []
+    for rank in range(low, high):
+        block, before = Block(rank, rank + 1), len(held)
+        while held and siblings(held[-1], block, num_ranks):
+            block = Block(held.pop().low, block.high)
+        found.append(before - len(held))
+        held.append(block)
+    return tuple(found)
+
+
 class Fold(Generic[Value]):
     """Adds values along the tree as they come in rank order, and holds O(log n) partial sums.
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from executor.errors import ExecutorError
-from executor.tree import Block, Fold, siblings, whole_subtrees
+from executor.tree import Block, Fold, carries, siblings, whole_subtrees
 from models.sparse.gradients import tree_sum
 from models.train.step import Gradients, reduced
 
@@ -119,6 +119,19 @@ def test_the_tree_is_that_of_sparse_gradients(num_ranks: int, data: st.DataObjec
     )
     blocks = whole_subtrees(low, high, num_ranks)
     assert [b.low for b in blocks] == ranks[place].tolist()
+
+
+@given(st.integers(1, 40), st.data())
+def test_a_rank_is_added_to_as_many_sums_as_the_fold_adds(
+    num_ranks: int, data: st.DataObject
+) -> None:
+    low = data.draw(st.integers(0, num_ranks - 1))
+    high = data.draw(st.integers(low + 1, num_ranks))
+    fold: Fold[int] = Fold(num_ranks, int.__add__)
+    for rank, carry in zip(range(low, high), carries(low, high, num_ranks), strict=True):
+        before = len(fold.partials)
+        fold.push(Block(rank, rank + 1), 1)
+        assert before + 1 - len(fold.partials) == carry
 
 
 def test_an_aligned_block_is_one_partial_sum() -> None:

@@ -1,0 +1,245 @@
+"""A bucket of gradients on one device: its partial sums, and their exchange with other devices.
+
+A bucket's partial sums are kept parameter by parameter: a gradient that is taken is added to those
+before it as far as the tree of ``executor.tree`` says, in place. What the last local rank leaves
+goes straight into the memory that is sent. Then, with p devices::
+
+    chunk c of every partial sum of the bucket  -- all-to-all -->  device c
+    device c adds them up along the tree        -- all-gather -->  everybody
+
+A device sends one chunk per whole subtree of its block: for aligned blocks one, and then the bytes
+are those of a ring all-reduce, 2 (p - 1) / p of the gradient; in the worst case 2 log2 n times that
+of the first half. Two devices with one partial sum each send them to each other whole, and each
+adds up all of it: the same bytes, one exchange instead of two.
+
+Memory for the exchange is kept: what is sent and what is received, and for more than two devices
+the sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from executor.errors import ExecutorError
+from executor.exchange import Exchange, Pending
+from executor.tree import Block, Fold
+
+NARROW = frozenset({torch.float16, torch.bfloat16})  # scaled before they are summed
+
+
+class Bucket:
+    """The gradients of ``members``; ``subtrees``: the partial sums of every device, in rank order.
+
+    A step is ``begin``, ``take`` until every rank's are there, ``launch``, ``fold``, ``total``.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[nn.Parameter],
+        exchange: Exchange,
+        subtrees: Sequence[Sequence[Block]],
+        *,
+        num_ranks: int,
+        scale: float,
+        device: torch.device,
+    ) -> None:
+        self._exchange = exchange
+        self._subtrees = subtrees
+        self._num_ranks = num_ranks
+        self._dtype = members[0].dtype
+        self._scale = 1.0 if self._dtype in NARROW else scale
+        self._device = device
+        self._shapes = [parameter.shape for parameter in members]
+        self._sizes = [parameter.numel() for parameter in members]
+        self._counts = [len(blocks) for blocks in subtrees]
+        self._whole_swap = self._counts == [1, 1]
+        self._chunk = -(-sum(self._sizes) // exchange.size)
+        self._held: list[list[Tensor]] = [[] for _ in members]
+        self._missing = len(members)
+        self._later: list[tuple[list[int], list[Tensor], int]] = []
+        self._copied: Any = None
+        self._placed: set[int] = set()
+        self._slots: list[list[Tensor]] = []  # by partial sum and member, views of what is sent
+        self._sending: Tensor | None = None
+        self._received: Tensor | None = None
+        self._sums: Tensor | None = None
+        self._pending: Pending | None = None
+
+    def begin(self) -> None:
+        """Forget what a step left; memory for the exchange stays."""
+        self._held = [[] for _ in self._sizes]
+        self._missing = len(self._sizes)
+        self._later.clear()
+        self._copied = self._pending = None
+        self._placed.clear()
+
+    def take(
+        self,
+        positions: Sequence[int],
+        gradients: Sequence[Tensor],
+        carries: int,
+        *,
+        sending: bool = False,
+    ) -> bool:
+        """Take gradients of a rank, to be added to ``carries`` partial sums before.
+
+        ``sending``: it is the last rank, and they go where they are sent from. Returns whether the
+        rank's are all here.
+        """
+        self._settle()
+        if sending:
+            self._into_slots(positions, gradients, carries)
+        else:
+            self._add(positions, gradients, carries)
+        return self._count(len(positions))
+
+    def take_later(
+        self, positions: list[int], copies: list[Tensor], carries: int, copied: Any
+    ) -> bool:
+        """As ``take``, for gradients that are there when ``copied``, an event, has come."""
+        if self._missing == len(self._sizes):
+            self._settle()  # the rank before
+        self._later.append((positions, copies, carries))
+        self._copied = copied
+        return self._count(len(positions))
+
+    def newest(self, position: int) -> Tensor:
+        """Return the partial sum that a member's last gradient went into."""
+        return self._held[position][-1]
+
+    def launch(self) -> None:
+        """Start to exchange our partial sums; every rank's gradients are here."""
+        self._settle()
+        size, index = self._exchange.size, self._exchange.index
+        if size == 1:
+            return
+        if {len(held) for held in self._held} != {self._counts[index]}:
+            raise ExecutorError("ranks are missing on this device", value=len(self._held[0]))
+        rows = self._flattened()
+        if self._whole_swap:
+            if self._received is None:
+                self._received = torch.empty_like(rows)
+            theirs = [int(device != index) for device in range(size)]
+            self._pending = self._exchange.all_to_all(self._received, rows, theirs, theirs)
+            return
+        if self._received is None:
+            shape = (sum(self._counts), self._chunk)
+            self._received = torch.empty(shape, dtype=self._dtype, device=self._device)
+        self._pending = self._exchange.all_to_all(
+            self._received, rows, self._counts, [self._counts[index]] * size
+        )
+
+    def fold(self) -> None:
+        """Wait for what the others sent, and add it up along the tree."""
+        if self._exchange.size == 1:
+            return
+        assert self._pending is not None
+        assert self._received is not None
+        assert self._sending is not None
+        self._pending.wait()
+        if self._whole_swap:
+            self._sums = self._received[0].add_(self._sending[0])
+            if self._scale != 1.0:
+                self._sums.mul_(self._scale)
+            self._pending = Pending(None)
+            return
+        fold: Fold[Tensor] = Fold(self._num_ranks, Tensor.add_)
+        blocks = (block for blocks in self._subtrees for block in blocks)
+        for block, chunk in zip(blocks, self._received, strict=True):
+            fold.push(block, chunk)
+        if self._sums is None:
+            shape = (self._exchange.size * self._chunk,)
+            self._sums = torch.empty(shape, dtype=self._dtype, device=self._device)
+        own = self._sums.view(-1, self._chunk)[self._exchange.index]
+        torch.mul(fold.total(), self._scale, out=own)
+        self._pending = self._exchange.all_gather(self._sums, own)
+
+    def total(self) -> Sequence[Tensor]:
+        """Wait for the sums over all ranks, and return them by member; valid until ``begin``."""
+        if self._exchange.size == 1:
+            sums = [held[0] for held in self._held if len(held) == 1]
+            if len(sums) != len(self._held):
+                raise ExecutorError("ranks are missing", expected=f"all {self._num_ranks}")
+            if self._scale != 1.0:
+                torch._foreach_mul_(sums, self._scale)
+            return sums
+        assert self._pending is not None
+        assert self._sums is not None
+        self._pending.wait()
+        return self._members_of(self._sums)
+
+    def is_finite(self) -> bool:
+        """Whether our own partial sums are finite."""
+        return all(bool(torch.isfinite(part).all()) for held in self._held for part in held)
+
+    def _count(self, number: int) -> bool:
+        self._missing -= number
+        if self._missing:
+            return False
+        self._missing = len(self._sizes)
+        return True
+
+    def _settle(self) -> None:
+        """Take what was still being copied."""
+        if self._later:
+            if self._copied is not None:
+                self._copied.synchronize()
+            for positions, copies, carries in self._later:
+                self._add(positions, copies, carries)
+            self._later.clear()
+
+    def _add(self, positions: Sequence[int], gradients: Sequence[Tensor], carries: int) -> None:
+        for _ in range(carries):
+            left = [self._held[p].pop() for p in positions]
+            torch._foreach_add_(left, list(gradients))
+            gradients = left
+        for position, gradient in zip(positions, gradients, strict=True):
+            self._held[position].append(gradient)
+
+    def _into_slots(
+        self, positions: Sequence[int], gradients: Sequence[Tensor], carries: int
+    ) -> None:
+        """As ``_add``; the last addition, or a copy, puts the outcome where it is sent from."""
+        self._allocate()
+        if carries > 1:
+            self._add(positions, gradients, carries - 1)
+            gradients = [self._held[p].pop() for p in positions]
+        for position, gradient in zip(positions, gradients, strict=True):
+            slot = self._slots[-1][position]
+            if carries:
+                torch.add(self._held[position].pop(), gradient, out=slot)
+            else:
+                slot.copy_(gradient)
+            self._held[position].append(slot)
+            self._placed.add(position)
+
+    def _allocate(self) -> Tensor:
+        """Return memory for our partial sums: whole chunks, padded with zeros for life."""
+        if self._sending is None:
+            shape = (self._counts[self._exchange.index], self._exchange.size * self._chunk)
+            self._sending = torch.zeros(shape, dtype=self._dtype, device=self._device)
+            self._slots = [self._members_of(row) for row in self._sending]
+        return self._sending
+
+    def _members_of(self, row: Tensor) -> list[Tensor]:
+        parts = torch.split(row[: sum(self._sizes)], self._sizes)
+        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+
+    def _flattened(self) -> Tensor:
+        """Return our partial sums as they are sent; as chunks, chunk c of each to device c."""
+        sending, size = self._allocate(), self._exchange.size
+        for position, held in enumerate(self._held):
+            for number, slots in enumerate(self._slots):
+                if number < len(held) - 1 or position not in self._placed:
+                    slots[position].copy_(held[number])
+                    held[number] = slots[position]
+        if self._whole_swap:
+            return sending
+        if len(sending) == 1:
+            return sending.view(size, self._chunk)
+        rows = sending.view(len(sending), size, self._chunk).transpose(0, 1)
+        return rows.reshape(-1, self._chunk)

@@ -1,0 +1,166 @@
+"""Dense gradients summed during backward: the bits and signs of a fold after it, and the memory."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._C._distributed_c10d import TCPStore
+
+from executor.agent import Agent
+from executor.errors import ExecutorError
+from executor.exchange import Exchange
+from executor.reduce import DenseReducer, order_of
+from executor.tree import Block, Fold
+from executor.workloads import workload
+from tests.executorcases import digests_of, first_difference, job, on, trained
+
+WIDTH = 72  # 20 KiB a layer, so that its gradient is added by itself
+
+
+class Branches(nn.Module):
+    """A large layer for every rank, one for odd ranks only, and a small one whose signs are odd."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Linear(WIDTH, WIDTH)
+        self.odd = nn.Linear(WIDTH, WIDTH)
+        self.signs = nn.Parameter(torch.zeros(3))
+
+    def loss(self, rank: int) -> Tensor:
+        x = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(rank))
+        out: Tensor = self.shared(x)
+        if rank % 2:
+            out = out + self.odd(out)
+        return out.square().mean() + (self.signs * torch.tensor([-0.0, 0.0, 1.0])).sum()
+
+
+def gradients(module: Branches, rank: int) -> list[Tensor]:
+    try:
+        torch.autograd.backward(module.loss(rank))
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in module.parameters()]
+    finally:
+        for parameter in module.parameters():
+            parameter.grad = None
+
+
+def folded(module: Branches, num_ranks: int, scale: float) -> list[Tensor]:
+    """The reference: all gradients kept, then added along the tree."""
+    sums = []
+    per_rank = [gradients(module, rank) for rank in range(num_ranks)]
+    for parts in zip(*per_rank, strict=True):
+        fold: Fold[Tensor] = Fold(num_ranks, torch.add)
+        for rank, part in enumerate(parts):
+            fold.push(Block(rank, rank + 1), part)
+        sums.append(fold.total() * scale)
+    return sums
+
+
+def reduced(counts: tuple[int, ...], scale: float, *, armed: bool, steps: int = 2) -> list[Tensor]:
+    """Sums by devices that are threads, the same on all of them."""
+    total = sum(counts)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+    blocks = [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
+
+    def device(index: int) -> list[Tensor]:
+        exchange = Exchange(("127.0.0.1", store.port), "reduce", index, len(counts))
+        module = made()
+        parameters = list(module.parameters())
+        order = order_of(parameters, total, bucket_bytes=30_000)
+        reducer = DenseReducer(parameters, order, blocks, exchange, scale=scale)
+        for _ in range(steps):
+            reducer.begin()
+            for rank in blocks[index]:
+                if armed:
+                    reducer.arm(rank)
+                reducer.push(rank, gradients(module, rank))
+            found = [t.clone() for t in reducer.finish()]
+        assert reducer.is_finite()
+        reducer.close()
+        exchange.close()
+        return found
+
+    with ThreadPoolExecutor(len(counts)) as pool:
+        first, *others = pool.map(device, range(len(counts)))
+    for other in others:
+        assert same(first, other)
+    return first
+
+
+def made() -> Branches:
+    # Threads share torch's generator.
+    module = Branches()
+    drawn = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=drawn) / 8)
+    return module
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    """Equal in every bit, signs of zeros too."""
+    pairs = zip(a, b, strict=True)
+    return all(torch.equal(x.view(torch.int32), y.view(torch.int32)) for x, y in pairs)
+
+
+@pytest.mark.parametrize("armed", [True, False])
+@pytest.mark.parametrize(
+    "counts", [(1,), (2,), (5,), (8,), (1, 1), (2, 2), (1, 3), (3, 2), (2, 1, 2), (1, 1, 1)]
+)
+def test_sums_during_backward_have_the_bits_of_the_fold(
+    counts: tuple[int, ...], armed: bool
+) -> None:
+    scale = 1.0 / sum(counts)
+    assert same(reduced(counts, scale, armed=armed), folded(made(), sum(counts), scale))
+
+
+def test_signs_of_zeros_are_told_apart() -> None:
+    """The check above can fail: the sums hold negative zeros, which 0.0 + x would lose."""
+    signs, *_ = folded(made(), 1, 1.0)
+    assert torch.signbit(signs).tolist() == [True, False, False]
+    assert not same([signs], [signs + 0.0])
+
+
+def test_a_gradient_goes_into_the_memory_of_the_sum_before_it() -> None:
+    module = made()
+    parameters = list(module.parameters())
+    nobody = Exchange(("127.0.0.1", 0), "", 0, 1)
+    reducer = DenseReducer(parameters, order_of(parameters, 2), [range(2)], nobody)
+    reducer.begin()
+    kept = gradients(module, 0)
+    reducer.push(0, kept)
+    reducer.arm(1)
+    torch.autograd.backward(module.loss(1))
+    _, weight, *_ = parameters
+    assert weight.grad is not None
+    assert weight.grad.data_ptr() == kept[1].data_ptr()
+    reducer.close()
+
+
+def test_a_gradient_that_arrives_twice_is_refused() -> None:
+    module = made()
+    parameters = list(module.parameters())
+    nobody = Exchange(("127.0.0.1", 0), "", 0, 1)
+    reducer = DenseReducer(parameters, order_of(parameters, 2), [range(2)], nobody)
+    reducer.begin()
+    reducer.push(0, gradients(module, 0))
+    reducer.arm(1)
+    torch.autograd.backward(module.loss(1))
+    with pytest.raises(ExecutorError, match="arrived twice"):
+        torch.autograd.backward(module.loss(1))
+    reducer.close()
+
+
+def test_a_large_layer_has_the_same_bits_on_every_map(agent: Agent) -> None:
+    task = workload("dense", 5, seed=2, width=WIDTH, layers=2, batch=4)
+    expected = digests_of(trained(agent, job(task, 5, 4), [(4, on(5))]))
+    for overlap, schedule in (
+        (False, [(4, on(5))]),
+        (True, [(2, on(2, 3)), (4, on(1, 3, 1))]),
+        (True, [(1, on(4, 1)), (4, on(2, 2, 1))]),
+    ):
+        found = digests_of(trained(agent, job(task, 5, 4, overlap=overlap), schedule))
+        assert first_difference(expected, found) is None
