@@ -43,13 +43,8 @@ def pack(meta: Any, arrays: Mapping[str, Tensor]) -> bytes:
 
 def unpack(data: bytes | memoryview, where: object = "message") -> tuple[Any, dict[str, Tensor]]:
     """Return (meta, arrays) of what ``pack`` made. Raises ExecutorError for anything else."""
-    view = memoryview(data)
-    if len(view) < _PREFIX.size or bytes(view[:8]) != _KIND:
-        raise ExecutorError("is not a packed message", where=where, value=f"{len(view)} bytes")
-    _, checksum, header_size = _PREFIX.unpack(view[: _PREFIX.size])
-    body = view[_PREFIX.size :]
-    if _checksum(body, header_size) != checksum:
-        raise ExecutorError("damaged: the checksum does not match", where=where)
+    header_size = check(data, where)
+    body = memoryview(data)[_PREFIX.size :]
     header = json.loads(bytes(body[:header_size]))
     arrays = {}
     at = header_size
@@ -63,6 +58,17 @@ def unpack(data: bytes | memoryview, where: object = "message") -> tuple[Any, di
         arrays[name] = array
         at += size
     return header["meta"], arrays
+
+
+def check(data: bytes | memoryview, where: object = "message") -> int:
+    """Raise ExecutorError for anything but what ``pack`` made; return the size of its header."""
+    view = memoryview(data)
+    if len(view) < _PREFIX.size or bytes(view[:8]) != _KIND:
+        raise ExecutorError("is not a packed message", where=where, value=f"{len(view)} bytes")
+    _, checksum, header_size = _PREFIX.unpack(view[: _PREFIX.size])
+    if _checksum(view[_PREFIX.size :], header_size) != checksum:
+        raise ExecutorError("damaged: the checksum does not match", where=where)
+    return int(header_size)
 
 
 def _checksum(body: bytes | memoryview, header_size: int) -> int:

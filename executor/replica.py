@@ -2,22 +2,23 @@
 
 A step on every device::
 
-    for each local rank:  context in, micro-batch, context out, gradient to the fold
-                          (the last rank's backward starts the exchange bucket by bucket)
-    header     all-gather: flags, a checksum of the replica, losses by rank, sizes of what follows
-    payload    all-to-all: contexts after this step to the device that keeps a copy of them, partial
-               sums of sparse rows to the device that sums their id
-    buckets    chunks folded along the tree, all-gather
-    sparse     sums of all rows, all-gather (sharded tables: ``executor.rows`` instead)
+    turns      for each local rank: context in, micro-batch, context out, gradient to the sum
+               (``executor.turns``; the last rank's backward starts the exchange bucket by bucket)
+    notices    flags, a checksum of the replica and losses to everybody; contexts after this step
+               to the device that keeps a copy of them; partial sums of sparse rows to the device
+               that sums their id (``executor.notice``), in one exchange (``executor.mail``)
+    buckets    partial sums are added up along the tree (``executor.reduce``)
+    sparse     sums of all rows to everybody (sharded tables: ``executor.rows`` instead)
     apply      the update; with it the step is *committed* here
 
 Parameters change only in ``apply``; a step that breaks before leaves the last committed state and
-contexts. A device commits only after everybody has everybody's partial sums and copies of
-contexts, so whoever survives a death holds the contexts of every rank for some step at which a
-survivor's replica is: the contexts of the last committed step and those of the step in flight are
-both kept until the next commit. With sharded tables a device commits only after everybody has all
-that the update needs, and what was to be applied is kept until the next step, so whoever survives
-a death can still do (``forward``) the step that another survivor has done.
+contexts. A device commits only after it has everybody's notice and all sums, so whoever survives a
+death holds the contexts of every rank for some step at which a survivor's replica is: if it has
+committed, those of that step, else those of the step before, since the contexts of the last
+committed step and those of the step in flight are both kept until the next commit. With sharded
+tables a device commits only after everybody has all that the update needs, and what was to be
+applied is kept until the next step, so whoever survives a death can still do (``forward``) the step
+that another survivor has done.
 
 Leaves out: who decides what is done after a break (``executor.job``).
 """
@@ -27,31 +28,29 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from executor import sparse
-from executor.context import Context, borrowed_generators, captured, enter, first_context
-from executor.data import Fetcher
-from executor.errors import ExecutorError, GarbageError
+from executor import notice, sparse
+from executor.context import Context, first_context
+from executor.errors import ExecutorError
 from executor.exchange import Exchange
 from executor.faults import Probe
 from executor.hashing import checksum
-from executor.packing import pack, unpack
+from executor.holdings import Holdings
+from executor.mail import Mail
+from executor.notice import Notice
 from executor.reduce import DenseReducer, Order
-from executor.reshard import Holding, columns_of, filled, part_of, reshuffled
 from executor.rows import RefusedError, Rows
 from executor.shards import Held, Reshuffle, ShardMap
 from executor.task import Task
 from executor.tree import Block, Fold
+from executor.turns import Turns
 from models.sparse.gradients import SparseGradient
-from models.sparse.table import EmbeddingTable
 from models.train.step import Gradients
 
-STOP = 1  # header flag: pause after this step
-_FIXED = 2  # header words before the sizes: flags, checksum
+STOP = 1  # a notice's flag: pause after this step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +98,7 @@ class Replica:
     """A job's state on one device, and the contexts it holds.
 
     ``audit_every``: every so many steps the replicas compare a checksum of all parameters; 0 never.
-    ``overlap``: exchange during the last backward. ``slowdown``: every micro-batch is made to last
+    ``overlap``: sum and exchange during backward. ``slowdown``: every micro-batch is made to last
     this many times as long, for lanes that state it. ``on_host``: partial sums wait on the host.
     ``own_process``: nobody else draws from this process's generators.
     """
@@ -124,20 +123,21 @@ class Replica:
         self.last: StepReport | None = None
         self._phase = ("idle", time.monotonic())
         self._audit_every = audit_every
-        self._overlap = overlap
-        self._slowdown = slowdown
         self._on_host = on_host
-        self._own_process = own_process
-        self._entered: Context | None = None  # whose states the generators have
-        self._fetcher = Fetcher(task.source, fetch_ahead)
+        self._turns = Turns(
+            task,
+            overlap=overlap,
+            fetch_ahead=fetch_ahead,
+            slowdown=slowdown,
+            own_process=own_process,
+        )
         self._held: dict[int, _Drafts] = {}
         self._layout = Layout(blocks=(range(task.num_workers),), index=0)
         self._exchange: Exchange | None = None
+        self._mail: Mail | None = None
         self._reducer: DenseReducer | None = None
-        # Of sharded tables: rows by the name of the holding, and what was to be applied last.
-        self._holdings: dict[int, Holding] = {}
-        self._live: int | None = None
-        self._rows: Rows | None = None
+        # Of sharded tables: their rows, and what was to be applied last.
+        self._holdings = Holdings(task)
         self._prepared: Gradients | None = None
 
     @property
@@ -152,12 +152,15 @@ class Replica:
 
     @phase.setter
     def phase(self, phase: str) -> None:
-        self._phase = (phase, time.monotonic())
+        self._now(phase)
 
     @property
     def phase_since_s(self) -> float:
         """When the phase began, on the monotonic clock."""
         return self._phase[1]
+
+    def _now(self, phase: str) -> None:
+        self._phase = (phase, time.monotonic())
 
     @property
     def index(self) -> int:
@@ -224,7 +227,7 @@ class Replica:
                 found = contexts[rank]
                 drafts.copies[rank] = found.to_bytes() if isinstance(found, Context) else found
         self.release()
-        self._layout, self._exchange = layout, exchange
+        self._layout, self._exchange, self._mail = layout, exchange, Mail(exchange)
         self._held = {self.step: drafts}
         self._reducer = DenseReducer(
             self.task.parameters(),
@@ -234,26 +237,10 @@ class Replica:
             scale=self.task.scale,
             device=self._home_of_sums(exchange),
         )
-        self._fetcher.follow({rank: c.place for rank, c in drafts.own.items()})
+        self._turns.follow(drafts.own)
         if layout.shards is not None:
-            self._hold(layout.shards, exchange, holding, number)
-
-    def _hold(self, shards: ShardMap, exchange: Exchange, holding: int | None, number: int) -> None:
-        """Make the rows of a holding the ones of the task."""
-        tables = self.task.tables
-        self._prepared = None
-        if holding is None:
-            numbers = shards.held(exchange.index)
-            held = Held(holding=number, size=shards.size, numbers=numbers)
-            whole = {} if tables is None else tables.tables
-            parts = part_of(whole, self.task.seed, shards.size, numbers)
-            self._holdings, holding = {number: Holding(held=held, tables=parts)}, number
-        if holding not in self._holdings:
-            raise ExecutorError("no such rows here", value=holding, expected="a reshuffle first")
-        self._live = holding
-        if tables is not None:
-            tables.tables.update(self._holdings[holding].tables)
-            self._rows = Rows(tables, self.task.seed, shards, exchange, exchange.index)
+            self._prepared = None
+            self._holdings.hold(layout.shards, exchange, holding, number)
 
     def _home_of_sums(self, exchange: Exchange) -> torch.device:
         """Where partial sums wait: where they are exchanged, or with the task if they are not."""
@@ -264,9 +251,7 @@ class Replica:
 
     def release(self) -> None:
         """Leave the generation: close the exchange; state and contexts stay."""
-        if self._rows is not None:
-            self._rows.close()
-            self._rows = None
+        self._holdings.release()
         if self._reducer is not None:
             self._reducer.close()
             self._reducer = None
@@ -277,7 +262,7 @@ class Replica:
     def close(self) -> None:
         """Leave the generation and end the threads that fetch data."""
         self.release()
-        self._fetcher.close()
+        self._turns.close()
 
     def held_contexts(self) -> dict[int, dict[int, bytes]]:
         """Return all contexts held here as bytes, by step and rank."""
@@ -300,43 +285,86 @@ class Replica:
         right, and what the task raises; the state is then that of the last commit, unless ``whole``
         says otherwise.
         """
-        exchange, reducer = self._exchange, self._reducer
-        if exchange is None or reducer is None:
+        exchange, mail, reducer = self._exchange, self._mail, self._reducer
+        if exchange is None or mail is None or reducer is None:
             raise ExecutorError("the device belongs to no generation", expected="configure first")
         sent_before = exchange.sent_bytes
         self._prepared = None
-        # All devices of the generation are configured: what was held before is not needed any more.
-        self._holdings = {n: h for n, h in self._holdings.items() if n == self._live}
+        self._holdings.keep_live()
+        own, rows = self._layout.own, self._holdings.rows
         drafts = self._held[self.step + 1] = _Drafts()
         reducer.begin()
-        losses, partials = self._micro_steps(reducer, drafts)
-        self.phase = "exchange"
-        flags = STOP if stop else 0
-        damage = self.probe("exchange", self.step, self._layout.own) == "damage"
-        payloads = self._payloads(drafts, partials, gather_contexts, damage)
-        headers = self._headers(exchange, reducer, flags, losses, payloads)
-        received = self._swap(exchange, payloads, headers)
-        self.probe("fold", self.step, self._layout.own)
-        sums = self._unpack(received, drafts) if exchange.size > 1 else [partials]
-        self._look_for_garbage(headers)
+        losses, partials = self._turns.run(
+            own, self._held[self.step].own, drafts.own, reducer, rows, self.probe, self._now
+        )
+        self._now("exchange")
+        damage = self.probe("exchange", self.step, own) == "damage"
+        said = self._said(STOP if stop else 0, losses, partials, drafts)
+        reducer.launch_rest()
+        notices = self._swapped(mail, said, drafts, gather_contexts=gather_contexts, damage=damage)
+        notice.audit(notices, self.step)
         dense = reducer.finish()
-        by_rank = self._losses(headers)
+        by_rank = [loss for told in notices for loss in told.losses]
         loss = self._tree_of(by_rank)
-        if self._rows is None:
-            total = Gradients(loss=loss, dense=dense, sparse=self._sparse_total(exchange, sums))
+        sums = [told.sums for told in notices if told.sums]
+        if rows is not None:
+            total = self._agreed(rows, Gradients(loss=loss, dense=dense, sparse={}), sums)
+        elif self.task.tables is not None:
+            found = sparse.everywhere(mail, exchange.size, sums)
+            total = Gradients(loss=loss, dense=dense, sparse=found)
         else:
-            total = self._agreed(self._rows, Gradients(loss=loss, dense=dense, sparse={}), sums)
+            total = Gradients(loss=loss, dense=dense, sparse={})
         self._apply(total)
         self._commit()
-        stopping = any(int(row[0]) & STOP for row in headers)
         self.last = StepReport(
             step=self.step,
             loss=float(loss) * self.task.scale,  # means are averaged, shares summed, as gradients
             losses=tuple(by_rank),
-            stop=stopping,
+            stop=any(told.flags & STOP for told in notices),
             sent_bytes=exchange.sent_bytes - sent_before,
         )
         return self.last
+
+    def _said(
+        self,
+        flags: int,
+        losses: Sequence[float],
+        partials: Mapping[str, SparseGradient],
+        drafts: _Drafts,
+    ) -> Notice:
+        """What we tell the others of the step."""
+        alone = len(self._layout.blocks) == 1
+        audited = self._audit_every and self.step % self._audit_every == 0 and not alone
+        return Notice(
+            flags=flags,
+            checksum=checksum(self.task.parameters()) if audited else 0,
+            losses=tuple(losses),
+            contexts={} if alone else {rank: c.to_bytes() for rank, c in drafts.own.items()},
+            sums=partials,
+        )
+
+    def _swapped(
+        self, mail: Mail, said: Notice, drafts: _Drafts, *, gather_contexts: bool, damage: bool
+    ) -> list[Notice]:
+        """Swap notices, and keep the copies of contexts that came with them."""
+        size, index = len(self._layout.blocks), self._layout.index
+        if size == 1:
+            self.probe("fold", self.step, self._layout.own)
+            return [said]
+        copier = (index + 1) % size
+        wanted = frozenset({copier, 0} if gather_contexts else {copier}) - {index}
+        rows = self._holdings.rows
+        messages = notice.written(
+            said, size, to=wanted, summer=None if rows is None else rows.owner
+        )
+        if damage:
+            messages[copier] = messages[copier][:-1] + bytes([messages[copier][-1] ^ 1])
+        received = mail.swap(messages)
+        self.probe("fold", self.step, self._layout.own)
+        notices = [notice.read(m, device, self.step) for device, m in enumerate(received)]
+        for told in notices:
+            drafts.copies.update(told.contexts)
+        return notices
 
     def _agreed(
         self, rows: Rows, total: Gradients, sums: Sequence[Mapping[str, SparseGradient]]
@@ -347,7 +375,7 @@ class Replica:
         try:
             rows.agree(self.step)
         except RefusedError:
-            self.phase = "apply"
+            self._now("apply")
             raise
         return total
 
@@ -366,184 +394,6 @@ class Replica:
                 expected=f"step {step}",
             )
 
-    def _micro_steps(
-        self, reducer: DenseReducer, drafts: _Drafts
-    ) -> tuple[list[float], dict[str, SparseGradient]]:
-        """Run the micro-batches of our ranks one after another."""
-        task, own, step = self.task, self._layout.own, self.step
-        before = self._held[step].own
-        losses, parts = [], []
-        exchanging = len(self._layout.blocks) > 1
-        batches: dict[int, tuple[Any, Any]] = {}
-        if self._rows is not None:
-            self.phase = "exchange"
-            batches = {rank: self._fetcher.next(rank, before[rank].place) for rank in own}
-            self._rows.fetch([task.ids(batch) for batch, _ in batches.values()])
-        self.phase = "turn"
-        owned = self._own_process
-        with borrowed_generators(task.generators, task.device, owned=owned):
-            self.phase = "compute"
-            for rank in own:
-                spoil = self.probe("micro-step", step, range(rank, rank + 1)) == "nan"
-                context = before[rank]
-                if rank in batches:
-                    batch, place = batches.pop(rank)
-                else:
-                    batch, place = self._fetcher.next(rank, context.place)
-                if not owned or self._entered is not context:
-                    enter(context, task.buffers(), task.device)
-                self._entered = None
-                if rank == own[-1] and self._overlap and exchanging and not spoil:
-                    reducer.arm(rank)
-                began = time.perf_counter()
-                part = task.micro_step(rank, batch)
-                if self._slowdown > 1:
-                    time.sleep((time.perf_counter() - began) * (self._slowdown - 1))
-                after = captured(context, place, task.buffers(), task.device)
-                drafts.own[rank] = self._entered = after
-                self.probe("backward", step, range(rank, rank + 1))
-                if spoil:
-                    part = _spoilt(part)
-                reducer.push(rank, part.dense)
-                losses.append(float(part.loss))
-                parts.append(part.sparse)
-        if self._rows is not None:
-            self._rows.forget()
-        if task.tables is None:
-            return losses, {}
-        return losses, sparse.partial_sums(parts, own, task.num_workers)
-
-    def _payloads(
-        self,
-        drafts: _Drafts,
-        partials: Mapping[str, SparseGradient],
-        gather_contexts: bool,
-        damage: bool,
-    ) -> list[bytes]:
-        """What goes to each other device: context copies and sparse rows that it sums."""
-        size = len(self._layout.blocks)
-        if size == 1:
-            return [b""]
-        summer = None if self._rows is None else self._rows.owner
-        rows = sparse.split(partials, size, summer) if partials else [{} for _ in range(size)]
-        copier = (self._layout.index + 1) % size
-        wanted = {copier, 0} if gather_contexts else {copier}
-        packed = {rank: c.to_bytes() for rank, c in drafts.own.items()} if wanted else {}
-        payloads = []
-        for device in range(size):
-            arrays = dict(rows[device])
-            if device in wanted and device != self._layout.index:
-                for rank, data in packed.items():
-                    arrays[f"context {rank}"] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            payloads.append(pack(None, arrays) if arrays else b"")
-        if damage:
-            payloads[copier] = payloads[copier][:-1] + bytes([payloads[copier][-1] ^ 1])
-        return payloads
-
-    def _headers(
-        self,
-        exchange: Exchange,
-        reducer: DenseReducer,
-        flags: int,
-        losses: Sequence[float],
-        payloads: Sequence[bytes],
-    ) -> Tensor:
-        """Tell everybody our flags, checksum, sizes and losses; return everybody's."""
-        reducer.launch_rest()
-        blocks = self._layout.blocks
-        size = len(blocks)
-        if size == 1:
-            alone = [flags, 0, 0]
-            told = torch.tensor(losses, dtype=torch.float64).view(torch.int64)
-            return torch.cat((torch.tensor(alone), told)).view(1, -1)
-        header = torch.zeros(_FIXED + size + max(map(len, blocks)), dtype=torch.int64)
-        header[0] = flags
-        if self._audit_every and self.step % self._audit_every == 0:
-            header[1] = checksum(self.task.parameters())
-        header[_FIXED : _FIXED + size] = torch.tensor([len(p) for p in payloads])
-        values = torch.tensor(losses, dtype=torch.float64).view(torch.int64)
-        header[_FIXED + size : _FIXED + size + len(losses)] = values
-        gathered = torch.empty(size * len(header), dtype=torch.int64)
-        exchange.all_gather(gathered, header).wait()
-        return gathered.view(size, -1)
-
-    def _swap(self, exchange: Exchange, payloads: Sequence[bytes], headers: Tensor) -> list[bytes]:
-        """Give each device its payload and return what each gave us."""
-        if len(payloads) == 1:
-            return list(payloads)
-        sizes_in = [len(p) for p in payloads]
-        sizes_out = [int(row[_FIXED + self._layout.index]) for row in headers]
-        sending = torch.frombuffer(bytearray(b"".join(payloads)) or bytearray(1), dtype=torch.uint8)
-        receiving = torch.empty(max(sum(sizes_out), 1), dtype=torch.uint8)
-        exchange.all_to_all(
-            receiving[: sum(sizes_out)], sending[: sum(sizes_in)], sizes_out, sizes_in
-        ).wait()
-        parts = torch.split(receiving[: sum(sizes_out)], sizes_out)
-        return [part.numpy().tobytes() for part in parts]
-
-    def _unpack(
-        self, received: Sequence[bytes], drafts: _Drafts
-    ) -> list[dict[str, SparseGradient]]:
-        """Keep the context copies; return the sparse partial sums by device."""
-        parts = []
-        for device, data in enumerate(received):
-            if not data:
-                continue
-            try:
-                _, arrays = unpack(data)
-            except ExecutorError as error:
-                raise GarbageError(
-                    "what a device sent is damaged",
-                    culprits=(device,),
-                    where=f"device {device}, step {self.step}: {error}",
-                ) from None
-            for name in [name for name in arrays if name.startswith("context ")]:
-                drafts.copies[int(name.split()[1])] = arrays.pop(name).numpy().tobytes()
-            if arrays:
-                parts.append(sparse.gradients(arrays))
-        return parts
-
-    def _look_for_garbage(self, headers: Tensor) -> None:
-        sums = headers[:, 1].tolist()
-        if len(set(sums)) > 1:
-            most = max(sums, key=sums.count)
-            # Without a majority nobody can say who is wrong.
-            sure = 2 * sums.count(most) > len(sums)
-            odd = tuple(i for i, s in enumerate(sums) if s != most) if sure else ()
-            raise GarbageError(
-                "replicas differ",
-                culprits=odd,
-                where=f"step {self.step}, device {odd or 'unknown'}",
-            )
-
-    def _sparse_total(
-        self, exchange: Exchange, parts: Sequence[Mapping[str, SparseGradient]]
-    ) -> dict[str, SparseGradient]:
-        """Sum the rows that are ours to sum, and get everybody's sums."""
-        if self.task.tables is None:
-            return {}
-        own = pack(None, sparse.columns(sparse.summed(parts)))
-        size = exchange.size
-        lengths = torch.empty(size, dtype=torch.int64)
-        exchange.all_gather(lengths, torch.tensor([len(own)])).wait()
-        longest = int(lengths.max())
-        sending = torch.zeros(longest, dtype=torch.uint8)
-        sending[: len(own)] = torch.frombuffer(bytearray(own), dtype=torch.uint8)
-        gathered = torch.empty(size * longest, dtype=torch.uint8)
-        exchange.all_gather(gathered, sending).wait()
-        everybody = []
-        for row, length in zip(gathered.view(size, -1), lengths.tolist(), strict=True):
-            _, arrays = unpack(row[:length].numpy().tobytes(), "sums of sparse rows")
-            everybody.append(sparse.gradients(arrays))
-        return sparse.put_together(everybody)
-
-    def _losses(self, headers: Tensor) -> list[float]:
-        first = _FIXED + len(self._layout.blocks)
-        losses: list[float] = []
-        for block, row in zip(self._layout.blocks, headers, strict=True):
-            losses += row[first : first + len(block)].view(torch.float64).tolist()
-        return losses
-
     def is_source_of_garbage(self) -> bool:
         """Whether what this device gave to the step that was refused is not finite."""
         return self._reducer is not None and not self._reducer.is_finite()
@@ -555,7 +405,7 @@ class Replica:
         return torch.tensor(fold.total(), dtype=torch.float64)
 
     def _apply(self, total: Gradients) -> None:
-        self.phase = "apply"
+        self._now("apply")
         own, step = self._layout.own, self.step
         self.probe("apply", step, own)
         self.whole = False
@@ -569,16 +419,15 @@ class Replica:
             _flip_a_bit(self.task.parameters()[0])
 
     def _commit(self) -> None:
-        self.phase = "idle"
+        self._now("idle")
         self._held = {step: held for step, held in self._held.items() if step >= self.step}
 
     def adopt(self, step: int, arrays: Mapping[str, Tensor]) -> None:
         """Become another replica: a newcomer, or one that is behind."""
         self.whole = False
-        self._entered = None
-        self._holdings, self._live, self._prepared = {}, None, None
-        if self.task.tables is not None:
-            self.task.tables.reader = None
+        self._prepared = None
+        self._turns.forget()
+        self._holdings.clear()
         self.task.restore(step, arrays)
         self._held, self.last = {}, None
         self.whole = True
@@ -592,66 +441,24 @@ class Replica:
 
     def held_rows(self) -> tuple[Held, ...]:
         """Return the holdings that are here."""
-        return tuple(h.held for h in self._holdings.values()) if self.whole else ()
+        return self._holdings.held() if self.whole else ()
 
     def state_without_rows(self) -> dict[str, Tensor]:
         """Return the task's state, with tables that are empty."""
-        tables = self.task.tables
-        if tables is None:
-            return self.task.state()
-        full = dict(tables.tables)
-        tables.tables.update({name: table.like() for name, table in full.items()})
-        try:
-            return self.task.state()
-        finally:
-            tables.tables.update(full)
+        return self._holdings.state_without_rows()
 
     def whole_state(self) -> dict[str, Tensor]:
         """Return all shared state. With shards: all devices at once; rows only on device 0."""
-        shards = self._layout.shards
-        if shards is None or self._live is None:
-            return self.task.state()
-        if self._exchange is None:
-            raise ExecutorError("the device belongs to no generation", expected="configure first")
-        plan = Reshuffle(
-            held=tuple(shards.held(device) for device in range(shards.size)),
-            size_before=shards.size,
-            wanted=tuple((0,) if device == 0 else () for device in range(shards.size)),
-            size_after=1,
-        )
-        return self.gathered(self._exchange, plan, self._live)
+        return self._holdings.whole_state(self._layout.shards, self._exchange)
 
     def gathered(self, exchange: Exchange, plan: Reshuffle, holding: int) -> dict[str, Tensor]:
         """Return all shared state where ``plan`` wants rows, without tables elsewhere."""
-        here = self._holdings.get(holding)
-        tables = self._empty_tables() if here is None else here.tables
-        states = reshuffled(exchange, tables, self.task.seed, plan)
-        found = self.state_without_rows()
-        if not plan.wanted[exchange.index]:
-            return {name: value for name, value in found.items() if not name.startswith("table/")}
-        return found | {f"table/{name}": value for name, value in columns_of(states).items()}
+        return self._holdings.gathered(exchange, plan, holding)
 
     def reshuffle(self, exchange: Exchange, plan: Reshuffle, holding: int, into: int) -> int:
         """Make holding ``into`` of ``holding`` with the others of a party; return bytes sent."""
-        here = self._holdings.get(holding)
-        tables = self._empty_tables() if here is None else here.tables
-        before = exchange.sent_bytes
-        states = reshuffled(exchange, tables, self.task.seed, plan)
-        numbers = plan.wanted[exchange.index]
         self._prepared = None
-        self._holdings = {} if here is None else {holding: here}
-        if numbers:
-            held = Held(holding=into, size=plan.size_after, numbers=numbers)
-            self._holdings[into] = Holding(held=held, tables=filled(tables, states))
-        return exchange.sent_bytes - before
-
-    def _empty_tables(self) -> dict[str, EmbeddingTable]:
-        tables = self.task.tables
-        return {} if tables is None else {n: t.like() for n, t in tables.tables.items()}
-
-
-def _spoilt(part: Gradients) -> Gradients:
-    return replace(part, dense=tuple(torch.full_like(g, float("nan")) for g in part.dense))
+        return self._holdings.reshuffle(exchange, plan, holding, into)
 
 
 @torch.no_grad()

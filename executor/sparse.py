@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from executor.mail import Mail
+from executor.packing import pack, unpack
 from models.sparse.gradients import SparseGradient, accumulate, joined
 
 _COLUMNS = ("ids", "order_key", "grads", "sightings")
@@ -23,6 +25,7 @@ _MIX = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 over the golden ratio, as int64
 _SHIFT = 33
 
 Sparse = Mapping[str, SparseGradient]
+Summer = Callable[[str, Tensor], Tensor]  # the device of each id of a table
 
 
 def owner(ids: Tensor, size: int) -> Tensor:
@@ -51,9 +54,7 @@ def partial_sums(
     }
 
 
-def split(
-    partials: Sparse, size: int, summer: Callable[[str, Tensor], Tensor] | None = None
-) -> list[dict[str, Tensor]]:
+def split(partials: Sparse, size: int, summer: Summer | None = None) -> list[dict[str, Tensor]]:
     """Return, for each device, the columns of the rows whose ids it sums.
 
     ``summer`` gives the device of each id of a table; None: ``owner``.
@@ -102,3 +103,13 @@ def put_together(parts: Sequence[Sparse]) -> dict[str, SparseGradient]:
             **{column: torch.cat([getattr(p, column) for p in held])[order] for column in _COLUMNS}
         )
     return together
+
+
+def everywhere(mail: Mail, size: int, parts: Sequence[Sparse]) -> dict[str, SparseGradient]:
+    """Sum the partial sums that came to this device, and get everybody's sums."""
+    own = summed(parts)
+    if size == 1:
+        return put_together([own])
+    messages = mail.swap([pack(None, columns(own))] * size)
+    arrays = [unpack(message, "sums of sparse rows")[1] for message in messages]
+    return put_together([gradients(found) for found in arrays])
