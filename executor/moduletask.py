@@ -124,9 +124,9 @@ class ModuleTask:
         self.step += 1
 
     def _check_finite(self, gradients: Sequence[Tensor]) -> None:
-        # Extremes are NaN where anything is, and are asked for all at once: one wait for a device.
-        extremes = [end for g in gradients if g.numel() for end in torch.aminmax(g)]
-        if not extremes or bool(torch.isfinite(torch.stack(extremes)).all()):
+        # A norm is NaN or infinite if a number is; it may be so too if all are finite and large.
+        norms = torch._foreach_norm(list(gradients))
+        if not norms or bool(torch.isfinite(torch.stack(norms)).all()):
             return
         for name, gradient in zip(self._named, gradients, strict=True):
             if not bool(torch.isfinite(gradient).all()):
