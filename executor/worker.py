@@ -4,24 +4,20 @@ A worker process is forked by ``executor.zygote``, whose environment was chosen 
 imported, and speaks over an inherited pipe. The same loop runs as a thread, for tests of the
 protocol: the pipe and the process group are the same, only a kill is gentler.
 
-Two threads: one reads the pipe, answers pings at once and notes a wish to pause; the other does
-requests and steps. A worker does not outlive its agent: the end of the pipe ends the process at
-once, and the kernel sends SIGKILL when the parent dies (PR_SET_PDEATHSIG), for the case that the
-process is stopped. What was being written then lies under a temporary name.
+Two threads: one reads the pipe (``executor.mailbox``), the other, here, does requests and steps. A
+worker does not outlive its agent: the end of the pipe ends the process at once, and the kernel
+sends SIGKILL when the parent dies (PR_SET_PDEATHSIG), for the case that the process is stopped.
+What was being written then lies under a temporary name.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-import queue
 import signal
-import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,24 +29,19 @@ from executor.exchange import Exchange
 from executor.faults import Fault, KilledError, Probe
 from executor.hashing import context_digests, digests
 from executor.levels import configure
+from executor.mailbox import EXIT_ORPHAN, Mailbox
 from executor.reduce import Order, order_of
 from executor.replica import Layout, Replica
 
 _PR_SET_PDEATHSIG = 1
-_EXIT_ORPHAN = 3
 
 
 class Worker:
     """The loop of one worker. ``as_process``: whether its end may end the process."""
 
     def __init__(self, pipe: Connection, *, as_process: bool) -> None:
-        self._pipe = pipe
+        self._mail = Mailbox(pipe, as_process=as_process, doing=self._doing, on_kill=self._release)
         self._as_process = as_process
-        self._sending = threading.Lock()
-        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._paused_run = -1
-        self._abandoned = -1
-        self._killed = threading.Event()
         self._generation = -1
         self._phase = ("idle", time.monotonic())
         self._job: m.Attach | None = None
@@ -72,10 +63,9 @@ class Worker:
 
     def run(self) -> None:
         """Work until told to quit, or until the agent is gone."""
-        reader = threading.Thread(target=self._read, name="reader", daemon=True)
-        reader.start()
+        self._mail.open()
         try:
-            while (order := self._inbox.get()) is not None:
+            while (order := self._mail.next()) is not None:
                 if isinstance(order, m.Run):
                     self._steps(order)
                 else:
@@ -84,67 +74,22 @@ class Worker:
         except KilledError:
             pass
         finally:
-            self._hang_up()
+            self._mail.hang_up()
             self._drop()
 
     def kill(self) -> None:
         """End a worker that is a thread: it says and does nothing more."""
-        self._killed.set()
-        replica = self._replica
-        if replica is not None:
-            replica.release()
-        self._inbox.put(None)
-
-    def _hang_up(self) -> None:
-        """End the pipe for both sides, and for our reader, who may be waiting on it."""
-        with suppress(OSError), socket.socket(fileno=os.dup(self._pipe.fileno())) as end:
-            end.shutdown(socket.SHUT_RDWR)
-
-    def _read(self) -> None:
-        while True:
-            try:
-                order = self._pipe.recv()
-            except (EOFError, OSError):
-                self._orphaned()
-                return
-            if isinstance(order, m.Ping):
-                self._pong(order.number)
-            elif isinstance(order, m.Pause):
-                self._paused_run = order.number
-            elif isinstance(order, m.Abandon):
-                self._abandoned = order.generation
-            elif isinstance(order, m.Quit):
-                self._inbox.put(None)
-                return
-            else:
-                self._inbox.put(order)
-
-    def _orphaned(self) -> None:
-        if self._as_process:
-            os._exit(_EXIT_ORPHAN)
-        self.kill()
-
-    def _say(self, news: m.News | m.Reply) -> None:
-        if self._killed.is_set():
-            return
-        try:
-            with self._sending:
-                self._pipe.send(news)
-        except OSError:
-            self._orphaned()
+        self._mail.kill()
 
     def _now(self, phase: str) -> None:
         self._phase = (phase, time.monotonic())
         if self._replica is not None:
             self._replica.phase = phase
 
-    def _pong(self, number: int) -> None:
-        """Say what is being done and for how long; inside a step the replica knows."""
+    def _doing(self) -> tuple[str, float]:
+        """What is being done, and since when; inside a step the replica knows."""
         replica = self._replica
-        phase, since = self._phase
-        if replica is not None:
-            phase, since = replica.phase, replica.phase_since_s
-        self._say(m.Pong(number=number, phase=phase, phase_s=time.monotonic() - since))
+        return self._phase if replica is None else (replica.phase, replica.phase_since_s)
 
     # Requests.
 
@@ -152,13 +97,13 @@ class Worker:
         try:
             value = self._do[type(request)](request)
         except PeerLostError as error:
-            self._leave()
-            self._say(m.Reply(serial=request.serial, error=str(error), lost=True))
+            self._release()
+            self._mail.say(m.Reply(serial=request.serial, error=str(error), lost=True))
         except Exception as error:  # noqa: BLE001  a user's task may raise anything
-            self._leave()
-            self._say(m.Reply(serial=request.serial, error=_text(error)))
+            self._release()
+            self._mail.say(m.Reply(serial=request.serial, error=_text(error)))
         else:
-            self._say(m.Reply(serial=request.serial, value=value))
+            self._mail.say(m.Reply(serial=request.serial, value=value))
 
     def _attach(self, request: m.Attach) -> dict[str, Any]:
         self._drop()
@@ -273,7 +218,7 @@ class Worker:
         self._now("configure")
         self._generation = generation
         replica.probe = Probe(
-            faults, report=self._report, killed=self._killed, as_process=self._as_process
+            faults, report=self._report, killed=self._mail.killed, as_process=self._as_process
         )
 
     def _meet(self, meeting: m.Meeting) -> Exchange:
@@ -288,7 +233,7 @@ class Worker:
             # Whoever hangs is found by the agent; this is for the case that there is none.
             timeout_s=4 * job.habits.deadline_s + 10,
             device=meeting.device,
-            abandoned=lambda: self._killed.is_set() or self._abandoned >= generation,
+            abandoned=lambda: self._mail.killed.is_set() or self._mail.abandoned >= generation,
         )
 
     def _survey(self, _: m.Survey) -> m.Surveyed:
@@ -327,13 +272,14 @@ class Worker:
         if replica is not None:
             replica.close()
 
-    def _leave(self) -> None:
-        """Close the exchange, so that our peers do not wait for us."""
-        if self._replica is not None:
-            self._replica.release()
+    def _release(self) -> None:
+        """Close the exchange, so that neither our peers wait for us nor we for them."""
+        replica = self._replica
+        if replica is not None:
+            replica.release()
 
     def _report(self, fault: Fault) -> None:
-        self._say(m.Fired(fault=fault))
+        self._mail.say(m.Fired(fault=fault))
 
     # Steps.
 
@@ -346,7 +292,7 @@ class Worker:
         try:
             while replica.step < order.until:
                 due = every > 0 and (replica.step + 1) % every == 0
-                stop = self._paused_run >= order.number
+                stop = self._mail.paused_run >= order.number
                 report = replica.do_step(stop=stop, gather_contexts=due)
                 digest_every = job.habits.digest_every
                 told = digest_every > 0 and report.step % digest_every == 0
@@ -360,14 +306,14 @@ class Worker:
         except Exception as error:  # noqa: BLE001  a user's task may raise anything
             self._broke(replica, error)
             return
-        self._say(m.Paused(generation=self._generation, step=replica.step))
+        self._mail.say(m.Paused(generation=self._generation, step=replica.step))
 
     def _tell(self, replica: Replica, report: Any, state: Mapping[str, Any] | None) -> None:
         found: dict[str, str] = {}
         if state is not None:
             found = digests(state) | context_digests(replica.own_contexts())
         if found or replica.is_first:
-            self._say(m.Progress(generation=self._generation, report=report, digests=found))
+            self._mail.say(m.Progress(generation=self._generation, report=report, digests=found))
 
     def _broke(self, replica: Replica, error: Exception) -> None:
         """Leave the generation at once, so that nobody waits for us, and say why."""
@@ -384,7 +330,7 @@ class Worker:
             culprits = (replica.index,)
         step = replica.step
         replica.release()
-        self._say(
+        self._mail.say(
             m.Broke(
                 generation=self._generation,
                 step=step,
@@ -401,9 +347,9 @@ class Worker:
         try:
             path = self._write(contexts, state)
         except ExecutorError as error:
-            self._say(m.Saved(step=replica.step, path=None, error=str(error)))
+            self._mail.say(m.Saved(step=replica.step, path=None, error=str(error)))
         else:
-            self._say(m.Saved(step=replica.step, path=str(path)))
+            self._mail.say(m.Saved(step=replica.step, path=str(path)))
 
     def _write(self, contexts: dict[int, bytes], state: Mapping[str, Any]) -> Path:
         replica, job = self._attached()
@@ -435,7 +381,7 @@ def die_with_parent() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
-        os._exit(_EXIT_ORPHAN)
+        os._exit(EXIT_ORPHAN)
 
 
 def prepare() -> None:
