@@ -18,6 +18,7 @@ import itertools
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
@@ -229,8 +230,12 @@ class WorkerPool:
     def _start_process(self, lane: DeviceLane, number: int, environ: Mapping[str, str]) -> Handle:
         key = str(sorted(environ.items()))
         zygote = self._zygotes.get(key)
-        if zygote is None or not zygote.alive:
-            zygote = self._zygotes[key] = Zygote(environ)
+        if zygote is not None and zygote.alive:
+            with suppress(OSError):  # it died since
+                return _ProcessHandle(lane, number, *zygote.fork())
+        if zygote is not None:
+            zygote.close()
+        zygote = self._zygotes[key] = Zygote(environ)
         return _ProcessHandle(lane, number, *zygote.fork())
 
     def _start_thread(self, lane: DeviceLane, number: int, _: Mapping[str, str]) -> Handle:

@@ -105,6 +105,9 @@ class Zygote:
         ours, theirs = Pipe()
         try:
             socket.send_fds(self._socket, [b"f"], [theirs.fileno()])
+        except OSError:
+            ours.close()
+            raise
         finally:
             theirs.close()
         self._expected.append(Forked(self))
@@ -113,7 +116,10 @@ class Zygote:
     def listen(self) -> None:
         """Take in the process ids that have come."""
         while self._expected and select.select([self._socket], [], [], 0)[0]:
-            data = self._socket.recv(4096)
+            try:
+                data = self._socket.recv(4096)
+            except ConnectionResetError:  # it died before it read what it was asked for
+                data = b""
             if not data:
                 return
             self._rest += data
@@ -124,6 +130,8 @@ class Zygote:
 
     def close(self) -> None:
         """End it; workers that are still there are killed by the kernel."""
+        self.listen()
+        self._expected.clear()  # what was not forked by now will not be
         self._socket.close()
         try:
             self.process.wait(_QUIT_S)

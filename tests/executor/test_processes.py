@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from executor import events as e
 from executor.agent import Agent
 from executor.checkpoint import checkpoints
@@ -133,3 +135,25 @@ def test_a_killed_and_a_stopped_process_cost_a_step(agent: Agent, processes: Wor
     reasons = [event.reason for event in events if isinstance(event, e.LaneLost)]
     assert any("does not answer" in reason for reason in reasons)
     assert not alive([stopped])
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_killed_zygote_costs_its_workers_and_no_job(agent: Agent, busy: bool) -> None:
+    """``busy``: it is still importing, so it has not heard what it was asked for."""
+    expected = digests_of(trained(agent, job("mlp", 3, 5), [(5, on(3))]))
+    with WorkerPool() as pool, Agent(LANES, pool=pool) as real:
+        real.start(job("mlp", 3, 5), on(2, 1), pause_at=2)
+        events = [] if busy else real.settle("job")
+        (zygote,) = pool._zygotes.values()
+        os.kill(zygote.process.pid, signal.SIGKILL)
+        handles = real.jobs["job"].handles
+        zygote.process.wait()
+        if busy:
+            assert [handle.pid for handle in handles] == [None, None]
+            # Nothing of it is left to be heard, and that is no error.
+            zygote.listen()
+        events += real.advance("job", 5)
+        assert len(pool._zygotes) == 1
+        assert zygote not in pool._zygotes.values()
+        assert zygote._socket.fileno() == -1
+    assert contradiction(events, expected) is None
