@@ -42,6 +42,7 @@ preset: tiny, paper, long [:length=N]. Batches are samples of one logical worker
 _VERIFY = """examples:
   tandem verify-bits --task mlp --workers 6 --schedules 20 --lanes cpux2
   tandem verify-bits --task longer --lanes cpu-avx512,cpu-default --level D2
+  tandem verify-bits --task longer --shards mirrored --lanes cpux4
   tandem verify-bits --factory package.module:make_task --settings '{"num_workers": 4, "seed": 1}'
 
 Exit code 0: all bits are equal; 1: some differ, and the first step and tensor are named.
@@ -126,7 +127,9 @@ def _add_verify(subparsers: Any) -> None:
         epilog=_VERIFY,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verify.add_argument("--task", default="mlp", metavar="NAME", help="mlp, dense, longer (mlp)")
+    verify.add_argument(
+        "--task", default="mlp", metavar="NAME", help="mlp, dense, longer, rows (mlp)"
+    )
     verify.add_argument("--factory", metavar="MODULE:FUNCTION", help="a task of your own instead")
     verify.add_argument("--settings", default="{}", metavar="JSON", help="keywords of the task")
     verify.add_argument("--workers", type=int, default=4, metavar="N", help="logical workers (4)")
@@ -144,6 +147,12 @@ def _add_verify(subparsers: Any) -> None:
     )
     verify.add_argument(
         "--level", choices=["D0", "D1", "D2"], default="D1", help="determinism level (D1)"
+    )
+    verify.add_argument(
+        "--shards",
+        choices=["mirrored", "single"],
+        help="shard the sparse tables, each row on two devices or on one; the undisturbed run has"
+        " whole ones (whole)",
     )
     verify.add_argument("--json", action="store_true", help="print as JSON")
     verify.set_defaults(run=_verify)
@@ -208,6 +217,7 @@ def _verify(args: argparse.Namespace) -> int:
     from executor.devices import parse_lanes
     from executor.levels import Level
     from executor.machine import probe
+    from executor.shards import Sharding
     from executor.task import TaskSpec
     from executor.verify import KINDS, Battery, verify
     from executor.workloads import workload
@@ -226,6 +236,7 @@ def _verify(args: argparse.Namespace) -> int:
         seed=args.seed,
         kinds=tuple(args.kind or KINDS),
         level=Level(args.level),
+        sharding=None if args.shards is None else Sharding(mirrored=args.shards == "mirrored"),
     )
     verdict = verify(battery, on_outcome=None if args.json else _say_outcome)
     if args.json:

@@ -5,7 +5,8 @@ a seed: worker maps, moves of single workers, stops with a checkpoint from which
 other devices, and kills at named points of a step. Digests of every parameter, moment, table column
 and context must be the reference's at every step that a device told of, and the digest of
 everything at the end. A difference is reported as the first step, and there the first tensor by
-name, that differs.
+name, that differs. The sparse tables of the schedules may be sharded; those of the reference are
+whole, so sharded tables are held against whole ones.
 
 Leaves out: which operator is to blame; ``tandem devices --compare`` says where lanes differ.
 """
@@ -29,6 +30,7 @@ from executor.jobspec import JobSpec
 from executor.levels import Level, agree
 from executor.messages import Habits
 from executor.pool import Place
+from executor.shards import Sharding
 from executor.task import TaskSpec
 from traces.workermap import WorkerMap
 
@@ -42,7 +44,8 @@ class Battery:
     """What is verified: a task on some lanes, for so many steps and schedules.
 
     ``kinds``: which of ``KINDS`` a schedule may have. ``level``: the determinism level the lanes
-    agree on. Raises ExecutorError for numbers or kinds out of range.
+    agree on. ``sharding``: of the schedules' tables, None: whole. Raises ExecutorError for numbers
+    or kinds out of range.
     """
 
     task: TaskSpec
@@ -53,6 +56,7 @@ class Battery:
     seed: int = 0
     kinds: tuple[str, ...] = KINDS
     level: Level = Level.D1
+    sharding: Sharding | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("num_workers", 1), ("steps", 2), ("schedules", 1), ("seed", 0)):
@@ -159,7 +163,8 @@ def verify(
     """Run the reference and all schedules; ``on_outcome`` is called after each.
 
     ``threads``: workers are threads of this process, and all lanes then have its kernels. Raises
-    ExecutorError if a job fails, UsageError if the lanes cannot agree on the level.
+    ExecutorError if a job fails or has no tables to shard, UsageError if the lanes cannot agree on
+    the level.
     """
     agreement = None if threads else agree(battery.level, battery.lanes)
     lanes = {(0, number): lane for number, lane in enumerate(battery.lanes)}
@@ -178,6 +183,7 @@ def verify(
         agent.start(spec, whole)
         reference.take(agent.settle(spec.job_id))
         assert reference.end is not None
+        spec = _sharded(battery, spec, reference)
         outcomes = []
         for number in range(battery.schedules):
             acts = schedule(battery, rng)
@@ -187,6 +193,18 @@ def verify(
             if on_outcome is not None:
                 on_outcome(outcome)
     return Verdict(digest=reference.end, outcomes=tuple(outcomes))
+
+
+def _sharded(battery: Battery, spec: JobSpec, reference: Collected) -> JobSpec:
+    """The job of the schedules, once the reference has shown what state there is."""
+    last = reference.by_step[battery.steps]
+    if battery.sharding is not None and not any(name.startswith("table/") for name in last):
+        raise ExecutorError(
+            "the task has no sparse tables to shard",
+            where=battery.task.factory,
+            expected="a task with tables, or tables that are not sharded",
+        )
+    return replace(spec, sharding=battery.sharding)
 
 
 def schedule(battery: Battery, rng: np.random.Generator) -> list[Act]:

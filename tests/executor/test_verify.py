@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ import tandem
 from executor.devices import DeviceLane
 from executor.errors import ExecutorError
 from executor.levels import Level
+from executor.shards import Sharding
 from executor.verify import KINDS, Battery, Collected, schedule, verify
 from executor.workloads import workload
 from tests.executorcases import LANES
@@ -31,6 +33,55 @@ def test_random_rescales_migrations_resumes_and_kills_keep_the_bits() -> None:
     acts = " ".join(act for outcome in verdict.outcomes for act in outcome.acts)
     assert [kind for kind in KINDS if kind not in acts] == []
     assert all(outcome.compared > 5 * 20 for outcome in verdict.outcomes)
+
+
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_sharded_tables_are_held_against_whole_ones(
+    mirrored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from executor.rows import Rows
+
+    seen = []
+    agree = Rows.agree
+
+    def noted(rows: Rows, step: int) -> None:
+        seen.append(rows._shards)
+        agree(rows, step)
+
+    monkeypatch.setattr(Rows, "agree", noted)
+    tables = replace(
+        BATTERY,
+        task=workload("rows", 5, seed=1),
+        steps=5,
+        schedules=1,
+        sharding=Sharding(mirrored=mirrored),
+    )
+    assert verify(tables, threads=True).differing == ()
+    assert {shards.mirrored for shards in seen} == {mirrored}
+    assert max(shards.size for shards in seen) > 1
+
+
+def test_a_task_without_tables_cannot_be_sharded() -> None:
+    with pytest.raises(ExecutorError, match="no sparse tables to shard"):
+        verify(replace(BATTERY, sharding=Sharding(), schedules=1), threads=True)
+
+
+def test_sharded_rows_that_differ_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check can fail: devices that fold partial sums of rows in an order of their own."""
+    from executor import sparse
+
+    right = sparse.partial_sums
+
+    def wrong(parts: Any, block: range, num_ranks: int) -> Any:
+        del num_ranks
+        return right(parts, range(block.stop), block.stop)
+
+    monkeypatch.setattr(sparse, "partial_sums", wrong)
+    task = workload("rows", 5, seed=1)
+    tables = replace(BATTERY, task=task, steps=5, sharding=Sharding(), schedules=1)
+    verdict = verify(tables, threads=True)
+    assert verdict.differing
+    assert all("table/" in (found.difference or (0, ""))[1] for found in verdict.differing)
 
 
 def test_a_schedule_comes_from_its_seed() -> None:
