@@ -234,11 +234,13 @@ class Job:
         wanted = self._wanted
         if self.over or self._mode in {"script", "pausing"}:
             return
-        if self._trouble.failure is not None:
-            self._begin(scripts.fail(self._state))
-        elif self._mode == "running":
-            if self._state.unlike and self._newcomers_ready():
+        failed = self._trouble.failure is not None
+        if self._mode == "running":
+            # Who trains hears of nothing else before it is paused.
+            if failed or (self._state.unlike and self._newcomers_ready()):
                 self._pause()
+        elif failed:
+            self._begin(scripts.fail(self._state))
         elif self._state.unlike:
             self._begin(scripts.change(self._state))
         elif wanted.map is not None and self.members:

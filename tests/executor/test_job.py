@@ -128,6 +128,24 @@ def test_a_running_job_is_paused_when_its_newcomers_have_built_the_task(played: 
     assert played.job.map == on(1, 1)
 
 
+def test_a_running_job_whose_newcomer_cannot_build_the_task_ends_at_the_next_step(
+    played: Played,
+) -> None:
+    """Members that still train would not hear that they are to leave."""
+    played.started(on(2), 0)
+    played.job.rescale(on(1, 1))
+    assert played.told(1) == ["Attach"]
+    played.reply(1, error="no memory")
+    assert played.told(0) == ["Pause"]
+    played.say(0, m.Paused, step=4)
+    assert (played.told(0), played.told(1)) == (["Detach"], ["Detach"])
+    played.reply(0)
+    played.reply(1)
+    assert played.job.over
+    (failed,) = [event for event in played.events if isinstance(event, e.Failed)]
+    assert (failed.step, failed.reason) == (4, "no memory")
+
+
 def test_a_death_in_the_middle_of_a_change_begins_it_again(played: Played) -> None:
     played.started(on(1, 1), 0, 1)
     played.say(0, m.Broke, step=4, kind="lost", text="a peer was lost")
