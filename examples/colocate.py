@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 
 from policies.model import Costs, Model
+from policies.services import Diurnal, Service
 from reports.metrics import metrics
 from simulator import simulate
-from simulator.serving import Diurnal, Service
 from traces import RunLog, Workload
 
 CLUSTER = "2x8:a100"

@@ -135,6 +135,23 @@ class Agent:
         """A device is there (again)."""
         self.lanes[gpu] = lane
 
+    def hold(self, gpu: Place, name: str) -> bool:
+        """Line up for a lane on behalf of something that is no job; return whether it is free now.
+
+        May be asked again. Jobs that come later wait until :meth:`release`.
+        """
+        queue = self._queues.setdefault(gpu, [])
+        if name not in queue:
+            queue.append(name)
+        return queue[0] == name
+
+    def release(self, gpu: Place, name: str) -> None:
+        """Give a lane back that was held, or wanted, under a name."""
+        queue = self._queues.get(gpu, [])
+        if name in queue:
+            queue.remove(name)
+        self._line_up()
+
     # Waiting.
 
     def poll(self, timeout_s: float = 0.0) -> list[e.Event]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from policies.cli import add_serving_arguments, service_of
 from traces.cli import pairs
 from traces.errors import UsageError
 
 if TYPE_CHECKING:
+    from executor.devices import DeviceLane
     from executor.execute import Executed, Habit
     from executor.journal import Left
+    from executor.online import Serving
 
 _EXECUTE = """examples:
   tandem profile tiny --devices auto --out profile.json
@@ -55,6 +60,18 @@ def add_execute(subparsers: Any) -> None:
     )
     execute.add_argument(
         "--references", metavar="FILE", help="keep the digests of jobs alone there, between runs"
+    )
+    add_serving_arguments(execute, scale_in_s=5.0, refill_s=5.0)
+    execute.add_argument(
+        "--serving-versions",
+        metavar="DIR",
+        help="what it serves: see `tandem train --publish` (default: LONGER, tiny, untrained)",
+    )
+    execute.add_argument(
+        "--serving-rate",
+        type=float,
+        metavar="R",
+        help="requests per second for every lane in demand (default: 10)",
     )
     execute.add_argument("--resume", metavar="RUN", help="go on with an execution that was ended")
     execute.add_argument("--no-report", action="store_true", help="do not write report.html")
@@ -102,12 +119,14 @@ def _executed(args: argparse.Namespace) -> Executed:
         lanes = list(parse_lanes(args.devices, probe()))
         policy, placement, intra = args.policy, args.placement, args.intra
         seed, name = args.seed, args.name
+        serving = _serving(args, lanes)
     else:
         left = Left(Path(args.resume))
         workload = left.workload()
         lanes = [DeviceLane.from_json(lane) for lane in left.settings["lanes"]]
         policy, placement, intra = (_text(left, k) for k in ("policy", "placement", "intra"))
         seed, name = int(left.settings["seed"]), args.name or left.settings["name"]
+        serving = _serving_again(args, left)
     out = Path(args.out or _default_out(args, policy))
     console = Console(stderr=True, quiet=args.quiet)
     with watching(console, policy) as watch:
@@ -123,6 +142,7 @@ def _executed(args: argparse.Namespace) -> Executed:
             name=name or out.name,
             seed=seed,
             habit=_habit(args),
+            serving=serving,
             resumes=left,
             watch=watch,
             say=lambda text: console.print(text, style="dim") if console.is_terminal else None,
@@ -138,6 +158,31 @@ def _habit(args: argparse.Namespace) -> Habit:
         checkpoint_every=args.checkpoint_every,
         sample_s=args.sample,
     )
+
+
+def _serving(args: argparse.Namespace, lanes: Sequence[DeviceLane]) -> Serving | None:
+    """The online service that the arguments name."""
+    from executor.online import Serving
+
+    service = service_of(args, lambda: Counter(lane.gpu_type for lane in lanes))
+    if service is None:
+        for option in ("serving_versions", "serving_rate"):
+            if getattr(args, option) is not None:
+                name = option.replace("_", "-")
+                raise UsageError(f"--{name}: needs --serving, the demand")
+        return None
+    folder = None if args.serving_versions is None else Path(args.serving_versions)
+    given = {} if args.serving_rate is None else {"rate": args.serving_rate}
+    return Serving(service=service, folder=folder, **given)
+
+
+def _serving_again(args: argparse.Namespace, left: Left) -> Serving | None:
+    """The online service that an execution had which goes on."""
+    from executor.online import Serving
+
+    if args.serving is not None:
+        raise UsageError("--serving: an execution goes on with the service it had; leave it out")
+    return Serving.of(left.settings.get("services") or [])
 
 
 def _text(left: Left, key: str) -> str:

@@ -13,7 +13,7 @@ A preempted job leaves its devices at the next step boundary, with a checkpoint,
 has decided; whoever comes next on these lanes begins when they are free (the agent keeps the
 order). The driver is told of the steps committed when it decided, at most one less than are kept.
 
-Leaves out: serving demand on real lanes, and more than one machine.
+An online service beside the jobs is ``executor.online``. Leaves out: more than one machine.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class LocalCluster:
     ``spec_of`` names the job that a ``JobState`` stands for: its task, steps and habits, with
     ``resume`` set, so that a job which was stopped goes on from its checkpoint. ``begun``: steps
     that a job's checkpoint holds from before. ``on_wait`` is called several times a second while
-    the driver waits.
+    the driver waits, ``on_turn`` then and whenever the driver begins to wait. ``returning``: what
+    will give lanes back by itself.
     """
 
     def __init__(
@@ -123,6 +124,8 @@ class LocalCluster:
         self._clock = clock
         self._origin_s = clock()
         self.on_wait: Callable[[float], None] | None = None
+        self.on_turn: Callable[[float], None] | None = None
+        self.returning = 0
         self._ranks: dict[str, int] = {}
         self._leaving: dict[str, JobState] = {}
         self._waiting: dict[str, tuple[JobState, WorkerMap]] = {}
@@ -136,6 +139,11 @@ class LocalCluster:
     def now_s(self) -> float:
         """Seconds since the run began."""
         return self._clock() - self._origin_s
+
+    @property
+    def origin_s(self) -> float:
+        """The monotonic clock at the run's time 0."""
+        return self._origin_s
 
     def begin(self) -> None:
         """Let the run's time begin now."""
@@ -152,6 +160,8 @@ class LocalCluster:
 
     def _wait(self, until_s: float) -> Sequence[Message]:
         while True:
+            if self.on_turn is not None:
+                self.on_turn(self.now_s())
             if self._early:
                 messages, self._early = self._early, []
                 return messages
@@ -184,6 +194,12 @@ class LocalCluster:
     def attach(self, listener: Listener) -> None:
         """Name the driver."""
         self._listener = listener
+
+    @property
+    def listener(self) -> Listener:
+        """The driver that hears of events."""
+        assert self._listener is not None, "attach a driver first"
+        return self._listener
 
     def start(self, job: JobState, allocation: Allocation) -> None:
         """Run a job on lanes that the driver holds to be free."""
@@ -234,7 +250,15 @@ class LocalCluster:
 
     def quiet(self) -> bool:
         """Whether no lane will come back by itself."""
-        return True
+        return self.returning == 0
+
+    def free_for_service(self, place: Place) -> None:
+        """Training has left a lane that an online service was lent; the driver hears of it."""
+
+        def tell(_: Moment) -> None:
+            self.listener.device_ready(*place)
+
+        self._early.append(Message(time_s=self.now_s(), kind=CAPACITY, call=tell))
 
     def lose(self, place: Place, detail: str) -> None:
         """A lane has vanished: its job goes on without it or waits, and the driver hears of it."""
@@ -242,8 +266,7 @@ class LocalCluster:
         node, gpu = place
 
         def tell(_: Moment) -> None:
-            assert self._listener is not None
-            self._listener.devices_lost(node, mask_of((gpu,)), detail)
+            self.listener.devices_lost(node, mask_of((gpu,)), detail)
 
         self._early.append(Message(time_s=self.now_s(), kind=CAPACITY, call=tell))
 
@@ -300,14 +323,13 @@ class LocalCluster:
             if stay is None:
                 return  # stopped by a decision made since; its next start will be its end
             self.closed.append(stay.close(self.now_s(), _step_work_s(stay.job)))
-            assert self._listener is not None
             failed = self.failed.get(job_id)
             if failed is None:
                 stay.done_s = stay.job.job.duration_s
-                self._listener.job_finished(rank, stay)
+                self.listener.job_finished(rank, stay)
             else:
                 stay.lost_s, stay.done_s = stay.done_s, 0.0
-                self._listener.job_failed(rank, stay, failed.reason)
+                self.listener.job_failed(rank, stay, failed.reason)
 
         return Message(time_s=at_s, kind=FINISH, call=tell)
 

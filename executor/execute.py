@@ -9,7 +9,9 @@ Accuracy does not move: a job's bits do not depend on what the policy did to it,
 it. Each job's digest at its end is compared with that of the same job run alone on one fixed device
 (:func:`references`, kept in a file between runs); one that differs fails the run.
 
-Leaves out: serving demand on real lanes, and more than one machine.
+An online service may share the lanes with the jobs (``executor.online``).
+
+Leaves out: more than one machine.
 """
 
 from __future__ import annotations
@@ -29,7 +31,14 @@ from executor.devices import DeviceLane
 from executor.errors import ExecutorError
 from executor.journal import Journal, Left, alone, folder_of
 from executor.messages import Habits
-from executor.outcome import device_seconds, said_of, training_rows, utilisation_rows
+from executor.online import Online, Serving, online
+from executor.outcome import (
+    device_seconds,
+    said_of,
+    serving_rows,
+    training_rows,
+    utilisation_rows,
+)
 from executor.recipes import Recipes, references, warm
 from executor.utilisation import Utilisation
 from policies.contract import IntraJobPolicy, PlacementPolicy, Policy
@@ -46,7 +55,8 @@ from policies.record import (
     stopping_on_signals,
 )
 from policies.registry import make_intra, make_placement, make_policy
-from traces import Profile, RunWriter, Workload
+from policies.services import ServingLoad, check_service
+from traces import ClusterSpec, Profile, RunWriter, Workload
 
 _LEAVE_S = 60.0
 Watch = Callable[[Driver, LocalCluster, float], None]
@@ -104,6 +114,7 @@ def execute(
     name: str | None = None,
     seed: int = 0,
     habit: Habit | None = None,
+    serving: Serving | None = None,
     resumes: Left | None = None,
     watch: Watch | None = None,
     say: Callable[[str], None] = lambda _: None,
@@ -111,8 +122,9 @@ def execute(
     """Run ``workload`` on ``lanes`` under ``policy``; ``tandem execute`` is this function.
 
     ``profile``: what the policy is told of rates and costs. ``seed``: of every job's model and
-    data, together with its name. ``resumes``: what an earlier execution left, whose jobs these are.
-    ``watch`` is called several times a second, ``say`` with what is prepared before time begins.
+    data, together with its name. ``serving``: an online service on the same lanes. ``resumes``:
+    what an earlier execution left, whose jobs these are. ``watch`` is called several times a
+    second, ``say`` with what is prepared before time begins.
 
     Ctrl-C ends the run at once: jobs stop at their next step with a checkpoint, the log says
     partial, and what is needed to go on stays beside it. Raises :class:`UsageError` and
@@ -126,6 +138,8 @@ def execute(
     seats = make_intra(intra) if isinstance(intra, str) else intra
     spec, places = cluster_of(lanes)
     workload = timed(workload, profile)
+    if serving is not None:
+        check_service(serving.service, spec)
     recipes = Recipes(workload, places, seed)
     misfit_ranks(workload, spec, "refuse", sizes=inter.resizes)
     path = Path(out)
@@ -142,15 +156,15 @@ def execute(
         workload=workload,
         model=model,
         believed=None,
-    )
+    ) | {"services": [] if serving is None else [serving.describe()]}
     with (
         alone(),
         RunWriter(path, workload, spec, overwrite=overwrite) as log,
         Agent(places) as agent,
+        online(serving, agent, places) as service,
     ):
         reference = _prepared(recipes, agent, habit, say)
-        settings = _settings(record, lanes)
-        journal = Journal(folder_of(path), settings, workload, resumes)
+        journal = Journal(folder_of(path), _settings(record, lanes), workload, resumes)
         cluster = LocalCluster(
             agent,
             lambda job: recipes.spec(job.rank, _habits(journal, job.job_id, habit), resume=True),
@@ -170,18 +184,16 @@ def execute(
             seed=seed,
             sample_s=habit.sample_s,
         )
-        utilisation = Utilisation(agent, places)
+        if service is not None:
+            _serve(driver, cluster, service, spec)
+        others = tuple if service is None else service.pids
+        utilisation = Utilisation(agent, places, others=others)
         cluster.on_wait = _beside(driver, cluster, journal, utilisation, watch)
-        began = time.monotonic()
-        cluster.begin()
-        stopper: Any = Stopper(driver, cluster)
         try:
-            with naming_the_policy(driver.view), stopping_on_signals(stopper) as signals:
-                driver.run()
+            signals, wall_s = _driven(driver, cluster)
         finally:
             _leave(agent)
             journal.close()
-        wall_s = time.monotonic() - began
         driver.close()
         record |= ending(driver, wall_s)
         device_s = device_seconds(cluster, spec, profile)
@@ -190,6 +202,9 @@ def execute(
         training = training_rows(recipes, cluster, reference, begun or {})
         log.attach("training", training)
         log.attach("utilisation", utilisation_rows(spec, utilisation.readings))
+        if service is not None:
+            record["serving"] = service.tally.total()
+            log.attach("serving", serving_rows(service))
         log.finish(record, driver.outcomes.columns())
     _check_bits(training, path)
     if signals:
@@ -226,7 +241,7 @@ def _mean(values: Sequence[float | None]) -> float:
 
 def _settings(record: Mapping[str, Any], lanes: Sequence[DeviceLane]) -> dict[str, Any]:
     """What is needed to execute the rest after a crash."""
-    kept = {key: record[key] for key in ("name", "seed", "policy", "placement", "intra")}
+    kept = {k: record[k] for k in ("name", "seed", "policy", "placement", "intra", "services")}
     return kept | {"lanes": [lane.to_json() for lane in lanes]}
 
 
@@ -283,6 +298,28 @@ def _beside(
             watch(driver, cluster, now_s)
 
     return look
+
+
+def _driven(driver: Driver, cluster: LocalCluster) -> tuple[list[int], float]:
+    """Let time begin and the driver run: the signals that ended it, and the seconds it took."""
+    stopper: Any = Stopper(driver, cluster)
+    began = time.monotonic()
+    cluster.begin()
+    with naming_the_policy(driver.view), stopping_on_signals(stopper) as signals:
+        driver.run()
+    return signals, time.monotonic() - began
+
+
+def _serve(driver: Driver, cluster: LocalCluster, service: Online, spec: ClusterSpec) -> None:
+    """Tell the driver of the demand, and have the service look after its lanes while it waits."""
+    load = ServingLoad(cluster, service.serving.service, clock=driver.clock, spec=spec)
+
+    def look(now_s: float) -> None:
+        held = {} if driver.lender is None else driver.lender.held()
+        service.look(now_s, held, load.gpus, cluster.origin_s)
+
+    service.freed = cluster.free_for_service
+    cluster.on_turn = look
 
 
 def _leave(agent: Agent) -> None:

@@ -1,8 +1,8 @@
 """What an executed run's log has beyond a simulated one's: training, utilisation, shares of time.
 
-Two more tables (``traces.runlog.EXECUTED``): ``training``, a row for each job with its steps, loss
-and digests, and ``utilisation``, how busy each lane was. And a field ``executor`` of the record:
-the lanes, what their levels set, and where the held device time went.
+More tables (``traces.runlog.EXECUTED``): ``training``, a row for each job with its steps, loss and
+digests; ``utilisation``, how busy each lane was; ``serving``, what a service answered. And a field
+``executor`` of the record: the lanes, what their levels set, and where the held device time went.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from executor import events as e
 from executor.clock import WallClock
 from executor.cluster import LocalCluster
 from executor.devices import DeviceLane
+from executor.online import Online
 from executor.pool import Place
 from executor.recipes import Recipes
 from executor.utilisation import Reading
@@ -63,6 +64,14 @@ def utilisation_rows(spec: ClusterSpec, readings: list[Reading]) -> list[dict[st
             "memory_mib": one.memory_mib,
         }
         for one in readings
+    ]
+
+
+def serving_rows(service: Online) -> list[dict[str, Any]]:
+    """A row of the serving table for each second; what is no number is null there."""
+    return [
+        {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+        for row in service.tally.rows
     ]
 
 

@@ -7,7 +7,7 @@ what NVML reports for the device (extra ``gpu``), or unknown where NVML is not i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -32,11 +32,19 @@ class Reading:
 
 
 class Utilisation:
-    """Takes readings of an agent's lanes. ``every_s``: seconds between them."""
+    """Takes readings of an agent's lanes. ``every_s``: seconds between them.
+
+    ``others``: processes on lanes that are no job's.
+    """
 
     def __init__(
-        self, agent: Agent, lanes: Mapping[Place, DeviceLane], every_s: float = EVERY_S
+        self,
+        agent: Agent,
+        lanes: Mapping[Place, DeviceLane],
+        every_s: float = EVERY_S,
+        others: Callable[[], Iterable[tuple[Place, int]]] = tuple,
     ) -> None:
+        self._others = others
         self.readings: list[Reading] = []
         self._agent, self._lanes, self._every_s = agent, lanes, every_s
         self._last_s: float | None = None
@@ -54,18 +62,15 @@ class Utilisation:
         spent: dict[Place, float] = dict.fromkeys(self._lanes, 0.0)
         held: dict[Place, float] = dict.fromkeys(self._lanes, 0.0)
         now: dict[int, float] = {}
-        for job in self._agent.jobs.values():
-            for place, handle in job.members.items():
-                if handle.pid is None:
-                    continue
-                try:
-                    process = psutil.Process(handle.pid)
-                    times = process.cpu_times()
-                    held[place] += process.memory_info().rss / 2**20
-                except psutil.Error:
-                    continue  # it has just ended
-                now[handle.pid] = times.user + times.system
-                spent[place] += now[handle.pid] - self._used.get(handle.pid, now[handle.pid])
+        for place, pid in self._processes():
+            try:
+                process = psutil.Process(pid)
+                times = process.cpu_times()
+                held[place] += process.memory_info().rss / 2**20
+            except psutil.Error:
+                continue  # it has just ended
+            now[pid] = times.user + times.system
+            spent[place] += now[pid] - self._used.get(pid, now[pid])
         self._used = now
         if passed_s:
             for place, lane in self._lanes.items():
@@ -73,6 +78,13 @@ class Utilisation:
                 self.readings.append(
                     Reading(time_s=time_s, place=place, busy=busy, memory_mib=held[place])
                 )
+
+    def _processes(self) -> Iterable[tuple[Place, int]]:
+        for job in self._agent.jobs.values():
+            for place, handle in job.members.items():
+                if handle.pid is not None:
+                    yield place, handle.pid
+        yield from self._others()
 
     def _busy(self, lane: DeviceLane, of_processor: float) -> float | None:
         if lane.cuda_index is None:

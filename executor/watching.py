@@ -49,18 +49,20 @@ def drawn(driver: Driver, cluster: LocalCluster, now_s: float, policy: str) -> R
         f"{policy}: {now_s:.0f} s, {counts.finished} of {len(driver.workload)} jobs finished,"
         f" {len(driver.view.running)} running, {len(driver.view.waiting)} waiting"
     )
-    return Group(title, _lanes(cluster), _jobs(cluster), _queue(driver))
+    return Group(title, _lanes(driver, cluster), _jobs(cluster), _queue(driver))
 
 
-def _lanes(cluster: LocalCluster) -> Table:
+def _lanes(driver: Driver, cluster: LocalCluster) -> Table:
     table = Table("lane", "type", "job", "logical workers", box=None, pad_edge=False)
     held = {
         gpu: (stay.job.job_id, ranks)
         for stay in cluster.stays.values()
         for gpu, ranks in stay.worker_map.blocks()
     }
+    lent = {} if driver.lender is None else driver.lender.held()
     for place, lane in cluster.agent.lanes.items():
-        job_id, ranks = held.get(place, ("-", range(0)))
+        nobody = "-" if place not in lent else "(online service)"
+        job_id, ranks = held.get(place, (nobody, range(0)))
         workers = f"{ranks.start}..{ranks.stop - 1}" if ranks else ""
         table.add_row(lane.name, lane.gpu_type, job_id, workers)
     return table

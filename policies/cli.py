@@ -1,10 +1,11 @@
-"""``tandem policies`` and ``tandem explain``."""
+"""``tandem policies`` and ``tandem explain``; and how an online service is named in a command."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import textwrap
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from traces.errors import UsageError
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from policies.catalog import Entry
     from policies.check import CheckReport
     from policies.intra.check import IntraReport
+    from policies.services import Service
 
 
 def add_commands(subparsers: Any) -> None:
@@ -143,3 +145,59 @@ def _explain(args: argparse.Namespace) -> int:
     else:
         print(f"{args.job} at {at_s:.12g} s: {reason.code}: {reason.text}")
     return 0
+
+
+def add_serving_arguments(
+    parser: argparse.ArgumentParser, *, scale_in_s: float = 30.0, refill_s: float = 300.0
+) -> None:
+    """Arguments that say which online service shares the cluster, and on which terms."""
+    parser.add_argument(
+        "--serving",
+        metavar="DEMAND",
+        help="an online service on the same cluster: a trace of service instances,"
+        " FILE[:scale=X,from_s=S], or diurnal:low=GPUS,high=GPUS[,period_s=S,peak_s=S,step_s=S]",
+    )
+    parser.add_argument(
+        "--scale-in",
+        type=float,
+        default=scale_in_s,
+        metavar="S",
+        help="jobs leave a device at the latest so long after they are told to"
+        " (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--refill",
+        type=float,
+        default=refill_s,
+        metavar="S",
+        help="training gets a device back so long after the service gave it up"
+        " (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--serving-type",
+        metavar="TYPE",
+        help="GPU type that the service needs (default: the one with most GPUs)",
+    )
+
+
+def service_of(
+    args: argparse.Namespace, gpus_by_type: Callable[[], Mapping[str, int]]
+) -> Service | None:
+    """Return the service that these arguments name, on a cluster with so many GPUs; None for none.
+
+    Raises :class:`UsageError` for arguments that do not fit each other.
+    """
+    from policies.services import Service, demand_of
+
+    if args.serving is None:
+        if args.serving_type is not None:
+            raise UsageError("--serving-type: needs --serving, the demand")
+        return None
+    counts = gpus_by_type()
+    return Service(
+        demand=demand_of(args.serving),
+        gpu_type=args.serving_type or max(counts, key=lambda t: counts[t]),
+        give_way_s=args.scale_in,
+        linger_s=args.refill,
+        text=args.serving,
+    )

@@ -274,6 +274,9 @@ class Listener(Protocol):
     def serving_demand(self, demand: ServingDemand) -> None:
         """An online service needs another number of GPUs; what it needs it owns at once."""
 
+    def device_ready(self, node: int, gpu: int) -> None:
+        """The jobs have left a device that the service was lent; told where only time can tell."""
+
 
 class Backend(Protocol):
     """A world: simulated or real."""

@@ -336,6 +336,12 @@ class Driver(Transitions):
         self.lender.demand(demand)
         self._ask_once()
 
+    def device_ready(self, node: int, gpu: int) -> None:
+        """A device that the service was lent can be used from now on."""
+        self.view.now = self.clock.now
+        if self.lender is not None:
+            self.lender.used((node, gpu))
+
     def _ask_once(self) -> None:
         if not self._deciding:
             self._ask()

@@ -95,6 +95,22 @@ class Lender:
         self._lingering: list[dict[Device, tuple[float, float]]] = [{} for _ in range(pools)]
         self._latest: list[ServingDemand | None] = [None] * pools
 
+    def held(self) -> dict[Device, bool]:
+        """The service's devices: whether it needs each (False: it stays unused for a while)."""
+        found: dict[Device, bool] = {}
+        for owned, lingering in zip(self.owned, self._lingering, strict=True):
+            found |= dict.fromkeys(lingering, False) | dict.fromkeys(owned, True)
+        return found
+
+    def used(self, device: Device) -> None:
+        """A world in which only time can tell says that a device can be used, now."""
+        now = self.view.now
+        for owned, lingering in zip(self.owned, self._lingering, strict=True):
+            if device in owned:
+                owned[device].ready_s = max(now, owned[device].asked_s)
+            elif device in lingering:
+                lingering[device] = (lingering[device][0], now)
+
     @property
     def short(self) -> bool:
         """Whether the service waits for devices."""
@@ -179,7 +195,9 @@ class Lender:
             view.withdraw(node, mask)
             self.log.device_event(view.now, LENT, node, mask, LOAN_SOURCES[source])
             for gpu in gpus_of(mask):
-                wait_s = 0.0 if left_s is None else min(left_s.get((node, gpu), 0.0), most_s)
+                wait_s = 0.0 if left_s is None else left_s.get((node, gpu), 0.0)
+                if wait_s < float("inf"):  # else only time can tell, and ``used`` will
+                    wait_s = min(wait_s, most_s)
                 self._own(pool, (node, gpu), view.now + wait_s, source)
 
     def _own(self, pool: int, device: Device, ready_s: float, source: int) -> None:

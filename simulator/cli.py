@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from policies.cli import add_serving_arguments, service_of
 from simulator.cli_reproduce import add_reproduce
 from simulator.progress import progress
 from traces.cli import pairs
@@ -14,8 +15,8 @@ from traces.errors import UsageError
 
 if TYPE_CHECKING:
     from policies.model import Model
+    from policies.services import Service
     from simulator.failures import Source
-    from simulator.serving import Service
     from traces.workload import Workload
 
 COSTS = ("start_s", "restore_s", "save_s", "migrate_s", "rescale_s")
@@ -186,54 +187,12 @@ def add_outage_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_serving_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments that say which online service shares the cluster, and on which terms."""
-    parser.add_argument(
-        "--serving",
-        metavar="DEMAND",
-        help="an online service on the same cluster: a trace of service instances,"
-        " FILE[:scale=X,from_s=S], or diurnal:low=GPUS,high=GPUS[,period_s=S,peak_s=S,step_s=S]",
-    )
-    parser.add_argument(
-        "--scale-in",
-        type=float,
-        default=30.0,
-        metavar="S",
-        help="jobs leave a device at the latest so long after they are told to (default: 30)",
-    )
-    parser.add_argument(
-        "--refill",
-        type=float,
-        default=300.0,
-        metavar="S",
-        help="training gets a device back so long after the service gave it up (default: 300)",
-    )
-    parser.add_argument(
-        "--serving-type",
-        metavar="TYPE",
-        help="GPU type that the service needs (default: the one with most GPUs)",
-    )
-
-
 def services(args: argparse.Namespace) -> list[Service]:
     """Build the ``services`` argument of ``simulate``."""
-    from simulator.serving import Service, demand_of
     from traces import load_cluster
 
-    if args.serving is None:
-        if args.serving_type is not None:
-            raise UsageError("--serving-type: needs --serving, the demand")
-        return []
-    counts = load_cluster(args.cluster).gpus_by_type()
-    return [
-        Service(
-            demand=demand_of(args.serving),
-            gpu_type=args.serving_type or max(counts, key=lambda t: counts[t]),
-            give_way_s=args.scale_in,
-            linger_s=args.refill,
-            text=args.serving,
-        )
-    ]
+    service = service_of(args, lambda: load_cluster(args.cluster).gpus_by_type())
+    return [] if service is None else [service]
 
 
 def _numbers(items: list[str], option: str) -> dict[str, float]:

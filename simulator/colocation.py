@@ -25,8 +25,8 @@ from pathlib import Path
 import numpy as np
 
 from policies.model import Costs, Model
+from policies.services import Diurnal, Service, demand_of
 from simulator.run import simulate, stream
-from simulator.serving import Diurnal, Service, demand_of
 from traces import ClusterSpec, UsageError, Workload, load_cluster
 from traces.steps import Steps
 
@@ -97,7 +97,7 @@ class Study:
     """What is run: one service of GPUs of ``gpu_type`` on ``spec``, for ``span_s`` seconds.
 
     ``pause_s``: what every start and every change of size costs. ``give_way_s``, ``linger_s``: as
-    in :class:`simulator.serving.Service`.
+    in :class:`policies.services.Service`.
     """
 
     spec: ClusterSpec

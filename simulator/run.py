@@ -36,11 +36,11 @@ from policies.record import (
     stopping_on_signals,
 )
 from policies.registry import make_intra, make_placement, make_policy
+from policies.services import Service, ServingLoad
 from simulator.clock import SimulatedClock
 from simulator.cluster import Checkpoints, SimulatedCluster
 from simulator.failures import Source
 from simulator.outages import Outages
-from simulator.serving import Service, ServingLoad
 from traces import ClusterSpec, DataError, RunWriter, UsageError, Workload, load_cluster
 
 
@@ -160,7 +160,7 @@ def simulate(
             on_progress=on_progress,
         )
         for service in services:
-            ServingLoad(backend, service)
+            ServingLoad(backend, service, clock=clock, spec=spec)
         if outages:
             Outages(backend, outages, stream(seed, "outages"))
         began = time.perf_counter()

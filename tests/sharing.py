@@ -9,10 +9,10 @@ import numpy as np
 
 from policies import Clock, Driver, Policy, make_placement, make_policy
 from policies.model import Model
+from policies.services import Service, ServingLoad
 from simulator.cluster import SimulatedCluster
 from simulator.failures import Source
 from simulator.outages import Outages
-from simulator.serving import Service, ServingLoad
 from tests.memorylog import MemoryLog
 from traces import ClusterSpec, Workload
 from traces.cluster import gpus_of
@@ -51,7 +51,7 @@ def share(
         log=log,
         model=backend.model,
     )
-    ServingLoad(backend, service)
+    ServingLoad(backend, service, clock=clock, spec=spec)
     if outages:
         Outages(backend, outages, np.random.default_rng(0))
     driver.run(until_s)

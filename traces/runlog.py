@@ -219,6 +219,19 @@ EXECUTED: dict[str, tuple[LogColumn, ...]] = {
         ),
         LogColumn("memory_mib", FLOAT, "MiB", "host memory of its workers"),
     ),
+    "serving": (
+        LogColumn("time_s", FLOAT, "s", "end of the second that the row is of"),
+        LogColumn("demand_gpus", pa.int16(), "GPUs", "what the service needed"),
+        LogColumn("lent_gpus", pa.int16(), "GPUs", "of them, those it had been lent"),
+        LogColumn("servers", pa.int16(), "", "servers that answered"),
+        LogColumn("requests", pa.int32(), "", "requests that were due"),
+        LogColumn("answered", pa.int32(), "", "answers that came"),
+        LogColumn("refused", pa.int32(), "", "refusals that came: any other status than 200"),
+        LogColumn("failed", pa.int32(), "", "connections that broke or took too long"),
+        LogColumn("unserved", pa.int32(), "", "due while no server answered, or too many waited"),
+        LogColumn("p50_ms", FLOAT, "ms", "median time of the answers, from when they were due"),
+        LogColumn("p99_ms", FLOAT, "ms", "99th percentile of the same, by nearest rank"),
+    ),
 }
 
 

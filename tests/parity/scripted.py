@@ -55,6 +55,7 @@ class ScriptedWorld:
         self._stints: dict[int, ScriptedStint] = {}
         self._kept: dict[int, float] = {}
         self._listener: Listener | None = None
+        self.returning = 0
 
     # The mailbox
 
@@ -85,6 +86,11 @@ class ScriptedWorld:
 
     # The backend
 
+    @property
+    def listener(self) -> Listener:
+        assert self._listener is not None
+        return self._listener
+
     def attach(self, listener: Listener) -> None:
         self._listener = listener
 
@@ -106,7 +112,7 @@ class ScriptedWorld:
         return 0.0
 
     def quiet(self) -> bool:
-        return True
+        return self.returning == 0
 
     def _run(self, job: JobState, allocation: Allocation, done_s: float, cost_s: float) -> None:
         begin_s = self._now_s + cost_s

@@ -13,10 +13,10 @@ import pytest
 
 from executor.clock import WallClock
 from policies import Clock, Driver, make_placement, make_policy
-from policies.contract import Backend
 from policies.model import Costs, Model
 from policies.plan import Plan
 from policies.registry import POLICIES, policy_class
+from policies.services import Diurnal, Service, ServingLoad
 from simulator.cluster import SimulatedCluster
 from tests.memorylog import MemoryLog
 from tests.parity.scripted import ScriptedWorld
@@ -69,13 +69,19 @@ def elastic(seed: int) -> Workload:
 
 
 def plans(
-    policy: str, workload: Workload, model: Model, *, real: bool, late_s: float = 0.0
+    policy: str,
+    workload: Workload,
+    model: Model,
+    *,
+    real: bool,
+    late_s: float = 0.0,
+    service: Service | None = None,
 ) -> list[Decision]:
     """Every plan that changed something, with its instant, in one of the two worlds."""
     spec = ClusterSpec.parse(CLUSTER)
     first_s = min(0.0, float(workload.table["submit_s"].iloc[0]))
     clock: Clock
-    backend: Backend
+    backend: ScriptedWorld | SimulatedCluster
     if real:
         world = ScriptedWorld(spec, model, first_s, late_s)
         clock, backend = WallClock(world, first_s), world
@@ -92,6 +98,8 @@ def plans(
         log=MemoryLog(),
         model=model,
     )
+    if service is not None:
+        ServingLoad(backend, service, clock=clock, spec=spec)
     decisions: list[Decision] = []
     apply = driver._apply
 
@@ -149,6 +157,22 @@ def test_a_world_that_lags_decides_otherwise() -> None:
     workload = drawn(0)
     simulated = plans("fifo", workload, Model(), real=False)
     assert plans("fifo", workload, Model(), real=True, late_s=0.5) != simulated
+
+
+@pytest.mark.parametrize("policy", ["fifo", "easyscale", "afs", "static-share"])
+def test_the_two_worlds_give_way_alike(policy: str) -> None:
+    """An online service's demand is the same event in both, and so is who gives way."""
+    model = Model(speeds={"b": 0.5}, costs=Costs(start_s=1.0, rescale_s=2.0))
+    demand = Diurnal(low=0, high=6, period_s=30.0, peak_s=15.0, step_s=3.0)
+    service = Service(demand=demand, gpu_type="a", give_way_s=4.0, linger_s=2.0)
+    given_way = 0
+    for seed in range(WORKLOADS // 4):
+        workload = elastic(seed)
+        simulated = plans(policy, workload, model, real=False, service=service)
+        real = plans(policy, workload, model, real=True, service=service)
+        assert real == simulated, f"workload {seed}"
+        given_way += simulated != plans(policy, workload, model, real=False)
+    assert given_way > 5
 
 
 @pytest.mark.parametrize("policy", ["fifo", "srtf", "tiresias", "easyscale", "afs"])

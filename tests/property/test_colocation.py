@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.model import Costs, Model
-from simulator.serving import Service
+from policies.services import Service
 from tests.memorylog import MemoryLog
 from tests.sharing import holds, share, steps
 from traces import Allocation, Workload

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from policies.model import Costs, Model
+from policies.services import Service
 from reports.html import write_report
 from reports.metrics import metrics
 from reports.series import series
 from reports.tables import read
 from simulator.run import simulate
-from simulator.serving import Service
 from tests.sharing import steps
 from traces import RunLog, Workload
 

@@ -11,8 +11,8 @@ import pytest
 
 from policies.model import Costs, Model
 from policies.rates import reference_s
+from policies.services import Diurnal, Service, demand_of, recorded
 from simulator.run import simulate
-from simulator.serving import Diurnal, Service, demand_of, recorded
 from tandem import main
 from tests.sharing import share, steps
 from traces import DataError, RunLog, UsageError, Workload

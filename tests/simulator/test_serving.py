@@ -11,13 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies import Clock, Driver, make_placement, make_policy
+from policies.clock import CAPACITY
 from policies.model import Costs, Model
 from policies.replay import Replay
+from policies.services import Service, ServingLoad
+from policies.state import JobState
 from simulator.cluster import SimulatedCluster
 from simulator.failures import read_outage_log
 from simulator.outages import Outages
 from simulator.run import simulate
-from simulator.serving import Service, ServingLoad
 from tests.memorylog import MemoryLog
 from traces import ClusterSpec, RunLog, UsageError, Workload
 from traces.steps import Steps
@@ -57,7 +59,7 @@ def serve(
         log=log,
         model=backend.model,
     )
-    ServingLoad(backend, service)
+    ServingLoad(backend, service, clock=clock, spec=spec)
     if outages is not None:
         Outages(backend, [read_outage_log(outages, spec)], np.random.default_rng(0))
     driver.run(until_s=100_000.0)
@@ -262,3 +264,34 @@ def test_devices_are_conserved(
         for _, allocation, start, _, stop, _, _ in log.allocations:
             if ready < stop and start < end:
                 assert not any(n == node and m >> gpu & 1 for n, m in allocation.shares)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_where_only_time_can_tell_the_world_says_when_a_device_can_be_used(told: bool) -> None:
+    """As in the real world: a wait is what was measured, and if nothing is told none is known."""
+
+    class OnlyTime(SimulatedCluster):
+        def hand_over_s(self, job: JobState, *, stops: bool) -> float:
+            return float("inf")
+
+    service = Service(demand=steps((10, 4), (30, 0)), gpu_type="v100", give_way_s=5.0)
+    spec, clock, log = ClusterSpec.parse("1x8:v100"), Clock(0.0), MemoryLog()
+    backend = OnlyTime(clock, spec, Model())
+    driver = Driver(
+        clock=clock,
+        workload=jobs({}),
+        spec=spec,
+        policy=make_policy("fifo"),
+        placement=make_placement("count"),
+        backend=backend,
+        log=log,
+        model=backend.model,
+    )
+    ServingLoad(backend, service, clock=clock, spec=spec)
+    for gpu in range(8) if told else ():
+        clock.at(11.5, CAPACITY, lambda moment: driver.device_ready(0, moment.subject), gpu)
+    driver.run(until_s=1000.0)
+    driver.close()
+    ready_s = [loan[4] for loan in log.loans]
+    assert len(ready_s) == 4
+    assert ready_s == [11.5] * 4 if told else all(np.isnan(ready_s))

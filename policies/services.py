@@ -1,4 +1,4 @@
-"""Serving demand in the simulated world: an online service whose need for GPUs changes with time.
+"""An online service whose need for GPUs changes with time, and how either world tells of it.
 
 The demand is a step function (``traces.serving.ServingDemand``, from a trace of instances, or any
 ``Steps`` in thousandths of a GPU, rounded up to whole GPUs), or a :class:`Diurnal` curve, of one
@@ -14,14 +14,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from policies import lending
-from policies.clock import DEMAND, Moment
+from policies.clock import DEMAND, Clock, Moment
+from policies.contract import Listener
 from policies.registry import parse_params
-from simulator.cluster import SimulatedCluster
 from traces import ClusterSpec, UsageError, load
 from traces.serving import ServingDemand
 from traces.steps import Steps
@@ -125,34 +125,45 @@ class Service:
         }
 
 
+class World(Protocol):
+    """What a service needs of a backend: who listens, and how much will come back by itself."""
+
+    returning: int
+
+    @property
+    def listener(self) -> Listener:
+        """The driver."""
+        ...
+
+
 class ServingLoad:
-    """Tells the driver of a service's demand, change by change.
+    """Tells the driver of a service's demand, change by change. ``gpus``: what it is at present.
 
     Create it after the driver and before the run. Raises :class:`UsageError` if the demand is
     sometimes larger than the cluster's GPUs of that type, or the cluster has none.
     """
 
-    def __init__(self, cluster: SimulatedCluster, service: Service) -> None:
-        self._cluster = cluster
-        self._service = service
-        _check(service, cluster.spec)
-        self._changes = service.changes(cluster.clock.now)
+    def __init__(self, world: World, service: Service, *, clock: Clock, spec: ClusterSpec) -> None:
+        check_service(service, spec)
+        self.gpus = 0
+        self._world, self._clock, self._service = world, clock, service
+        self._changes = service.changes(clock.now)
         # While its demand may still fall, who waits for devices does not wait for ever.
-        cluster.returning += 1
+        world.returning += 1
         self._next()
 
     def _next(self) -> None:
         change = next(self._changes, None)
         if change is None:
-            self._cluster.returning -= 1
+            self._world.returning -= 1
             return
         time_s, gpus = change
-        clock = self._cluster.clock
-        clock.at(max(time_s, clock.now), DEMAND, self._happen, gpus)
+        self._clock.at(max(time_s, self._clock.now), DEMAND, self._happen, gpus)
 
     def _happen(self, moment: Moment) -> None:
         service = self._service
-        self._cluster.listener.serving_demand(
+        self.gpus = moment.subject
+        self._world.listener.serving_demand(
             lending.ServingDemand(
                 gpu_type=service.gpu_type,
                 gpus=moment.subject,
@@ -163,7 +174,8 @@ class ServingLoad:
         self._next()
 
 
-def _check(service: Service, spec: ClusterSpec) -> None:
+def check_service(service: Service, spec: ClusterSpec) -> None:
+    """Raise :class:`UsageError` for a demand that a cluster can never meet."""
     capacity = spec.gpus_by_type()
     if service.gpu_type not in capacity:
         raise UsageError(
