@@ -20,6 +20,7 @@ from executor.replica import StepReport
 from executor.telling import Diary
 from executor.trouble import Trouble
 from executor.wanted import Wanted
+from executor.witness import Witness
 from traces.workermap import WorkerMap
 
 # Over all jobs: a worker that served another job must not take its generations for ours.
@@ -47,6 +48,7 @@ class JobState:
         self.spec = spec
         self.wanted = Wanted(spec)
         self.crew = Crew(lanes, pool, spec.agreement)
+        self._witness = Witness(spec.agreement, pool.kernels)
         self.trouble: Trouble[Handle] = Trouble()
         self.diary = Diary(spec.job_id, emit, clock)
         self.step = 0
@@ -87,6 +89,7 @@ class JobState:
             bucket_bytes=self.spec.bucket_bytes,
             order=self.order,
             habits=self.spec.habits,
+            battery=self._witness.asks(handle),
         )
 
     def built(self, handle: Handle, reply: m.Reply) -> None:
@@ -100,6 +103,9 @@ class JobState:
                 f"job {self.spec.job_id!r}: the task has {found} logical workers;"
                 f" expected {self.spec.num_workers}"
             )
+        apart = self._witness.heard(handle, reply.value.get("battery"))
+        if apart is not None:
+            self.trouble.failure = apart
         self.crew.attached.add(handle)
         self.order = reply.value["order"]
 

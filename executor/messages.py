@@ -74,6 +74,7 @@ class Attach:
     """Build the task of a job. ``order`` None: a new job's; the reply is its identity.
 
     ``agreement``: what the job's lanes have in common at its determinism level, if it has one.
+    ``battery``: the reply has the digests of the battery of operators beside the identity.
     """
 
     job_id: str
@@ -83,6 +84,7 @@ class Attach:
     bucket_bytes: int
     order: Any
     habits: Habits
+    battery: bool = False
     serial: int = 0
 
 

@@ -112,10 +112,12 @@ class _ThreadHandle(Handle):
 class WorkerPool:
     """Starts workers, lends them to jobs, takes them back. Use as a context manager.
 
-    ``warm``: at most so many idle workers are kept per lane.
+    ``warm``: at most so many idle workers are kept per lane. ``kernels``: what workers found their
+    operators to give, by ``Handle.environment`` (see ``executor.witness``).
     """
 
     def __init__(self, *, threads: bool = False, warm: int = 8) -> None:
+        self.kernels: dict[str, Mapping[str, str]] = {}
         self._threads = threads
         self._warm = warm
         self._idle: dict[str, list[Handle]] = {}

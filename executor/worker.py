@@ -30,6 +30,7 @@ from executor.faults import Fault, KilledError, Probe
 from executor.hashing import context_digests, digests
 from executor.levels import configure
 from executor.mailbox import EXIT_ORPHAN, Mailbox
+from executor.operators import digests as battery_digests
 from executor.reduce import Order, order_of
 from executor.replica import Layout, Replica
 
@@ -113,6 +114,9 @@ class Worker:
                 configure(request.agreement, request.lane)
             if request.lane.cpus:
                 os.sched_setaffinity(0, request.lane.cpus)
+        # Workers that are threads all run the kernels of this process: there is nothing to compare.
+        asked = request.battery and self._as_process
+        battery = battery_digests(request.lane.device) if asked else None
         task = request.task.build(request.lane.device)
         if request.order is None:
             order = order_of(task.parameters(), task.num_workers, request.bucket_bytes)
@@ -136,7 +140,7 @@ class Worker:
             fetch_ahead=request.habits.fetch_ahead,
             slowdown=request.lane.slowdown,
         )
-        return self._identity
+        return self._identity | {"battery": battery}
 
     def _move(self, request: m.Move) -> int:
         """Newcomers take parameters and optimizer state from a peer."""

@@ -23,6 +23,7 @@ class Pool:
     """Lends workers that are mute, and knows those that were buried."""
 
     def __init__(self) -> None:
+        self.kernels: dict[str, Mapping[str, str]] = {}
         self.made: list[MuteWorker] = []
         self.back: list[Handle] = []
         self.buried: list[Handle] = []

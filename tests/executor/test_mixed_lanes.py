@@ -10,12 +10,24 @@ from dataclasses import replace
 
 import pytest
 
+from executor import events as e
 from executor.agent import Agent
 from executor.devices import DeviceLane, parse_lanes
+from executor.errors import ExecutorError
 from executor.levels import Agreement, Level, agree
 from executor.machine import probe
+from executor.operators import differing
 from executor.pool import WorkerPool
-from tests.executorcases import Digests, digests_of, first_difference, job, on, trained
+from executor.witness import Witness
+from tests.executorcases import (
+    Digests,
+    MuteWorker,
+    digests_of,
+    first_difference,
+    job,
+    on,
+    trained,
+)
 from traces.workermap import WorkerMap
 
 Lanes = tuple[DeviceLane, ...]
@@ -66,3 +78,57 @@ def test_without_d2_the_two_lanes_give_other_bits(mixed: Agent, lanes: Lanes) ->
     different = first_difference(fast, plain)
     assert different is not None
     assert different[0] == 1
+
+
+def test_lanes_that_do_not_keep_a_promise_are_found_before_a_step(
+    mixed: Agent, lanes: Lanes
+) -> None:
+    """An agreement on nothing in common: each lane runs its own kernels, and says so."""
+    broken = Agreement(level=Level.D2, threads=1)
+    spec = replace(job("mlp", 4, 5, job_id="broken"), agreement=broken)
+    mixed.start(spec, on(2, 2))
+    with pytest.raises(ExecutorError) as caught:
+        mixed.settle("broken")
+    said = str(caught.value)
+    assert "level D2" in said
+    for name in (*(lane.name for lane in lanes), "exp", "exp gradient"):
+        assert name in said
+    assert not mixed.jobs["broken"].handles
+    # A job that grows onto such a lane is found out as well; it had a lane of its own before.
+    spec = replace(spec, job_id="grown", steps=10_000)
+    mixed.start(spec, on(4))
+    mixed.wait(lambda event: isinstance(event, e.Progress))
+    mixed.rescale("grown", on(2, 2))
+    with pytest.raises(ExecutorError, match="give other bits in"):
+        mixed.settle("grown")
+
+
+def test_a_lane_is_asked_once(mixed: Agent, lanes: Lanes) -> None:
+    agreement = agree(Level.D2, lanes)
+    spec = replace(job("mlp", 2, 2, job_id="asked"), agreement=agreement)
+    trained(mixed, spec, [(2, on(1, 1))])
+    kept = mixed._pool.kernels
+    answers = {
+        lane.name: kept[f"{lane.name} {sorted(agreement.environ(lane).items())}"] for lane in lanes
+    }
+    assert len(answers) == 2
+    first, second = answers.values()
+    assert differing(first, second) == []
+    witness = Witness(agreement, kept)
+    for handle in mixed._pool._all.values():
+        assert witness.asks(handle) == (handle.environment not in kept)
+    before = dict(kept)
+    trained(mixed, replace(spec, job_id="again"), [(2, on(1, 1))])
+    assert dict(kept) == before
+
+
+def test_only_d2_on_cpus_asks(lanes: Lanes) -> None:
+    worker = MuteWorker(0)
+    for agreement in (None, agree(Level.D1, lanes[:1]), Agreement(level=Level.D2, on_gpu=True)):
+        witness = Witness(agreement, {})
+        assert not witness.asks(worker)
+        assert witness.heard(worker, None) is None
+    witness = Witness(agree(Level.D2, lanes), {})
+    assert witness.asks(worker)
+    assert witness.heard(worker, None) is None  # a thread has nothing to say
+    worker.close()
