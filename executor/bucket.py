@@ -28,6 +28,7 @@ from executor.errors import ExecutorError
 from executor.exchange import Exchange, Pending
 from executor.tree import Block, Fold
 
+_PIECE = 128 << 10  # numbers that are added and scaled while they are in a core's cache
 NARROW = frozenset({torch.float16, torch.bfloat16})  # scaled before they are summed
 
 
@@ -60,7 +61,7 @@ class Bucket:
         self._chunk = -(-sum(self._sizes) // exchange.size)
         self._held: list[list[Tensor]] = [[] for _ in members]
         self._missing = len(members)
-        self._later: list[tuple[list[int], list[Tensor], int]] = []
+        self._later: list[tuple[list[int], list[Tensor], int, bool]] = []
         self._copied: Any = None
         self._placed: set[int] = set()
         self._slots: list[list[Tensor]] = []  # by partial sum and member, views of what is sent
@@ -83,27 +84,28 @@ class Bucket:
         gradients: Sequence[Tensor],
         carries: int,
         *,
+        last: bool,
         sending: bool = False,
     ) -> bool:
         """Take gradients of a rank, to be added to ``carries`` partial sums before.
 
-        ``sending``: it is the last rank, and they go where they are sent from. Returns whether the
-        rank's are all here.
+        ``last``: it is the last local rank; ``sending``: and what comes out goes where it is sent
+        from. Returns whether the rank's are all here.
         """
         self._settle()
         if sending:
             self._into_slots(positions, gradients, carries)
         else:
-            self._add(positions, gradients, carries)
+            self._add(positions, gradients, carries, last=last)
         return self._count(len(positions))
 
     def take_later(
-        self, positions: list[int], copies: list[Tensor], carries: int, copied: Any
+        self, positions: list[int], copies: list[Tensor], carries: int, *, last: bool, copied: Any
     ) -> bool:
         """As ``take``, for gradients that are there when ``copied``, an event, has come."""
         if self._missing == len(self._sizes):
             self._settle()  # the rank before
-        self._later.append((positions, copies, carries))
+        self._later.append((positions, copies, carries, last))
         self._copied = copied
         return self._count(len(positions))
 
@@ -142,9 +144,12 @@ class Bucket:
         assert self._sending is not None
         self._pending.wait()
         if self._whole_swap:
-            self._sums = self._received[0].add_(self._sending[0])
-            if self._scale != 1.0:
-                self._sums.mul_(self._scale)
+            self._sums = self._received[0]
+            ours = torch.split(self._sending[0], _PIECE)
+            for total, part in zip(torch.split(self._sums, _PIECE), ours, strict=True):
+                total.add_(part)
+                if self._scale != 1.0:
+                    total.mul_(self._scale)
             self._pending = Pending(None)
             return
         fold: Fold[Tensor] = Fold(self._num_ranks, Tensor.add_)
@@ -164,8 +169,6 @@ class Bucket:
             sums = [held[0] for held in self._held if len(held) == 1]
             if len(sums) != len(self._held):
                 raise ExecutorError("ranks are missing", expected=f"all {self._num_ranks}")
-            if self._scale != 1.0:
-                torch._foreach_mul_(sums, self._scale)
             return sums
         assert self._pending is not None
         assert self._sums is not None
@@ -188,15 +191,19 @@ class Bucket:
         if self._later:
             if self._copied is not None:
                 self._copied.synchronize()
-            for positions, copies, carries in self._later:
-                self._add(positions, copies, carries)
+            for positions, copies, carries, last in self._later:
+                self._add(positions, copies, carries, last=last)
             self._later.clear()
 
-    def _add(self, positions: Sequence[int], gradients: Sequence[Tensor], carries: int) -> None:
+    def _add(
+        self, positions: Sequence[int], gradients: Sequence[Tensor], carries: int, *, last: bool
+    ) -> None:
         for _ in range(carries):
             left = [self._held[p].pop() for p in positions]
             torch._foreach_add_(left, list(gradients))
             gradients = left
+        if last and self._scale != 1.0 and self._exchange.size == 1:
+            torch._foreach_mul_(list(gradients), self._scale)  # they are sums over all ranks
         for position, gradient in zip(positions, gradients, strict=True):
             self._held[position].append(gradient)
 
@@ -206,7 +213,7 @@ class Bucket:
         """As ``_add``; the last addition, or a copy, puts the outcome where it is sent from."""
         self._allocate()
         if carries > 1:
-            self._add(positions, gradients, carries - 1)
+            self._add(positions, gradients, carries - 1, last=False)
             gradients = [self._held[p].pop() for p in positions]
         for position, gradient in zip(positions, gradients, strict=True):
             slot = self._slots[-1][position]

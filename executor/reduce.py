@@ -247,16 +247,18 @@ class DenseReducer:
         exchanging: bool,
     ) -> None:
         """Take gradients of one rank into their bucket; launch those that are full in turn."""
-        bucket = self._buckets[number]
+        bucket, last = self._buckets[number], rank == self._last
         positions = [self._place[i][1] for i in indices]
         if self._scale != 1.0 and gradients[0].dtype in NARROW:
             gradients = [g * self._scale for g in gradients]
         if gradients[0].device == self._device:
-            full = bucket.take(positions, gradients, self._carries[rank], sending=exchanging)
+            full = bucket.take(
+                positions, gradients, self._carries[rank], last=last, sending=exchanging
+            )
         else:
             copies = [self._brought(g) for g in gradients]
             mark = self._streams[gradients[0].device].record_event()
-            full = bucket.take_later(positions, copies, self._carries[rank], mark)
+            full = bucket.take_later(positions, copies, self._carries[rank], last=last, copied=mark)
         if full and exchanging:
             self._full.add(number)
             while self._next in self._full:
