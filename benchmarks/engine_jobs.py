@@ -1,28 +1,11 @@
-"""What elasticity, determinism and sharding cost the engine, each as a ratio within one run.
+"""Whole jobs with an agent: rescales, recoveries, bytes sent, sharded tables.
 
-    python benchmarks/elasticity.py [--out benchmarks/results/executor.json] [--device cpu]
-
-Steps (``elasticity_steps``): the engine with one logical worker a process against plain
-DistributedDataParallel with as many processes, as it is (``stock``) and with deterministic
-algorithms (``D0``); several logical workers on one device against as many micro-batches in a plain
-loop; memory of 1 to 16 logical workers on one device. Elasticity: seconds from the command to
-rescale to the first step on the new map, how long training stood, and seconds from a kill to the
-first step after it, for the model ``tiny`` and for a large state beside the bandwidth between two
-processes. Reduction: bytes sent against a ring, by arithmetic, and as counted. Sharded tables
-against whole ones: rows held, bytes sent, time of a step.
-
-Sides take turns, what is quoted is the median of ratios formed turn by turn. Ratios of steps are
-those of processor time, wall time stands beside them; seconds of rescales are wall time, on a
-machine whose load is in the file. Under three minutes on two free cores. ``--device cuda`` puts the
-first part on GPUs (two for the comparison with DistributedDataParallel); it was not run.
+The part of ``benchmarks/engine.py`` that does not run inside the processes that compute.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -30,9 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import elasticity_steps as steps
-import torch
-import torch._dynamo  # what optimizers import when first used, before the forks
+import engine_steps as steps
 
 from executor import events as e
 from executor.agent import Agent
@@ -41,16 +22,13 @@ from executor.faults import Fault
 from executor.job import JobSpec
 from executor.messages import Habits
 from executor.pool import WorkerPool
-from executor.presets import model_task
 from executor.shards import Sharding
 from executor.task import TaskSpec
+from executor.tree import whole_subtrees
 from executor.workloads import workload
 from traces.workermap import WorkerMap
 
 LANES = {(0, i): DeviceLane(name=f"cpu{i}", gpu_type="cpu") for i in range(12)}
-MIDDLE = {"width": 512, "layers": 4}
-BATCHES = (128, 1024)
-WORKERS = (1, 2, 4, 8, 16)
 LARGE = {"width": 2048, "layers": 2, "batch": 4}
 LARGE_BYTES = (2 * (2048 * 2048 + 2048) + 2048 + 1) * 4 * 3  # parameters and AdamW's two moments
 TABLES = {"ids": 200_000, "dim": 32, "items": 50, "batch": 32, "admit_after": 1}
@@ -76,70 +54,6 @@ def on(*counts: int, first: int = 0) -> WorkerMap:
 def rounded(value: float) -> float:
     """Four significant digits."""
     return float(f"{value:.4g}")
-
-
-# Steps.
-
-
-def overhead(device: str, blocks: int) -> dict[str, Any]:
-    """The engine against DistributedDataParallel, two processes, by the size of the batch."""
-    if device == "cuda" and torch.cuda.device_count() < 2:
-        return {"skipped": "needs two GPUs"}
-    found = {}
-    for batch in BATCHES:
-        settings = MIDDLE | {"batch": batch}
-        _store, where, _folder = steps.meeting(device)
-        parts = steps.forked(
-            lambda index, s=settings, w=where: steps.data_parallel(index, 2, s, 2, blocks, w), 2
-        )
-        taken = {name: [t for part in parts for t in part[name]] for name in parts[0]}
-        found[f"batch {batch}"] = {
-            "stock_step_s": rounded(statistics.median(t[0] for t in taken["stock"])),
-            "engine_over_stock": steps.ratio(taken, "D1", "stock"),
-            "D0_over_stock": steps.ratio(taken, "D0", "stock"),
-            "D1_over_D0": steps.ratio(taken, "D1", "D0"),
-            "D1_over_D0_wall": steps.ratio(taken, "D1", "D0", clock=1),
-        }
-    return found
-
-
-def switch(device: str, blocks: int) -> dict[str, Any]:
-    """Logical workers in turn against micro-batches without contexts, one process."""
-    found: dict[str, Any] = {}
-    clock = 1 if device == "cuda" else 0
-    for batch in BATCHES:
-        settings = MIDDLE | {"batch": batch}
-        (alone,) = steps.forked(lambda _, s=settings: steps.switch_alone(s, device), 1)
-        found[f"batch {batch}"] = by_workers = {
-            "switch_s": rounded(alone["switch_s"]),
-            "micro_batch_s": rounded(alone["micro_batch_s"]),
-            "switch_over_micro_batch": rounded(alone["switch_s"] / alone["micro_batch_s"]),
-        }
-        for workers in (1, 4):
-            (taken,) = steps.forked(
-                lambda _, n=workers, s=settings: steps.switching(n, s, 2, blocks, device), 1
-            )
-            by_workers[f"{workers} workers over plain"] = steps.ratio(taken, "EST", "plain", clock)
-    return found
-
-
-def memory(device: str) -> dict[str, Any]:
-    """Highest memory of logical workers on one device, where activations rule and where not."""
-    found = {}
-    for name, settings in (
-        ("activations", {"width": 256, "layers": 8, "batch": 1024}),
-        ("state", {"width": 1024, "layers": 8, "batch": 16}),
-    ):
-        mib = {}
-        for workers in WORKERS:
-            (mib[workers],) = steps.forked(
-                lambda _, n=workers, s=settings: steps.peak_mib(n, s, device), 1
-            )
-        found[name] = settings | {
-            "mib": {str(n): round(m, 1) for n, m in mib.items()},
-            "over_one": {str(n): rounded(m / mib[1]) for n, m in mib.items()},
-        }
-    return found
 
 
 # Elasticity.
@@ -219,12 +133,32 @@ def large_state(rescales: int) -> dict[str, Any]:
 # Bytes.
 
 
+def sent_by_first(counts: tuple[int, ...]) -> float:
+    """Bytes that device 0 sends per byte of gradient."""
+    size = len(counts)
+    return (len(whole_subtrees(0, counts[0], sum(counts))) + 1) * (size - 1) / size
+
+
+def reduction_bytes(counts: tuple[int, ...]) -> dict[str, float]:
+    """Bytes sent per byte of gradient by the device that sends most, exactly; and in a ring.
+
+    Chunks are taken as equal: a bucket is padded to a multiple of the devices.
+    """
+    size, workers = len(counts), sum(counts)
+    first = 0
+    sent = []
+    for count in counts:
+        trees = len(whole_subtrees(first, first + count, workers))
+        sent.append((trees + 1) * (size - 1) / size)
+        first += count
+    ring = 2 * (size - 1) / size
+    return {"most": max(sent), "mean": sum(sent) / size, "ring": ring, "ratio": max(sent) / ring}
+
+
 def reduction() -> dict[str, Any]:
     """Bytes sent for the dense gradient by worker map, against a ring; one map as counted."""
     by_map = {
-        "+".join(map(str, counts)): {
-            k: rounded(v) for k, v in steps.reduction_bytes(counts).items()
-        }
+        "+".join(map(str, counts)): {k: rounded(v) for k, v in reduction_bytes(counts).items()}
         for counts in MAPS
     }
     settings = {"width": 256, "layers": 4, "batch": 2}
@@ -235,7 +169,7 @@ def reduction() -> dict[str, Any]:
             name = "+".join(map(str, counts))
             agent.start(job(workload("dense", 4, **settings), name, 3), on(*counts))
             seen = agent.wait(lambda event: isinstance(event, e.Finished))
-            trees = steps.sent_by_first(counts)
+            trees = sent_by_first(counts)
             sent = events_of(seen, e.Progress)[-1].sent_bytes
             counted[name] = {
                 "sent_by_device_0": sent,
@@ -314,52 +248,3 @@ def processor_s(pids: Sequence[int | None]) -> float:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def main() -> None:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/executor.json"))
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--short", action="store_true", help="fewer turns, to try it out")
-    parser.add_argument("--only", nargs="*", help="some parts only")
-    args = parser.parse_args()
-    blocks, rescales = (2, 1) if args.short else (5, 3)
-    torch.set_num_threads(1)
-    began = time.perf_counter()
-    load = os.getloadavg()
-    results: dict[str, Any] = {}
-    for name, measure in (
-        ("data_parallel", lambda: overhead(args.device, blocks)),
-        ("switch", lambda: switch(args.device, blocks)),
-        ("memory", lambda: memory(args.device)),
-        # Those above fork, which a process with threads should not.
-        ("elastic_large", lambda: large_state(rescales)),
-        ("elastic_tiny", lambda: elasticity(model_task("tiny", 4, 4), rescales, rescales)),
-        ("reduction", reduction),
-        ("tables", tables),
-    ):
-        if args.only and name not in args.only:
-            continue
-        start = time.perf_counter()
-        results[name] = measure()
-        print(f"{name:14} {time.perf_counter() - start:6.1f} s")
-    record = {
-        "setting": {"middle": MIDDLE, "large": LARGE, "tables": TABLES, "device": args.device},
-        "machine": {
-            "cores": len(os.sched_getaffinity(0)),
-            "architecture": platform.machine(),
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-            "load_before": [round(x, 1) for x in load],
-            "load_after": [round(x, 1) for x in os.getloadavg()],
-        },
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "seconds": round(time.perf_counter() - began, 1),
-        "results": results,
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

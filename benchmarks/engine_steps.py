@@ -1,15 +1,21 @@
 """Steps side by side: plain data parallelism, with and without determinism, and the engine.
 
-The part of ``benchmarks/elasticity.py`` that runs inside the processes that compute. Every process
-holds all sides of a comparison and takes them in turns, so what else the machine does falls on all
-of them. Sides must agree on the state they end in, up to rounding, or the comparison is refused.
+The part of ``benchmarks/engine.py`` that runs inside the processes that compute. Every process
+holds all sides of a comparison and takes them in turns, forwards and backwards, so what else the
+machine does falls on all of them. Sides must agree on the state they end in, up to rounding, or the
+comparison is refused.
 
 Clocks: processor seconds of the process, which waiting for the other one and for a busy machine do
 not lengthen, and wall seconds, which they do. On CUDA, wall seconds between synchronisations.
+
+The C library's allocator gives large blocks back to the system and asks for them again, which costs
+up to a third of a small step, in pages that are cleared, and strikes one side or the other by
+accident. For times it is told to keep what it has; for memory, to give everything back at once.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import statistics
@@ -31,12 +37,23 @@ from executor.context import captured, enter
 from executor.exchange import Exchange
 from executor.reduce import order_of
 from executor.replica import Layout, Replica
-from executor.task import Task
-from executor.tree import whole_subtrees
+from executor.task import Task, TaskSpec
 from executor.workloads import dense_task, plain_loss
+
+Options = tuple[tuple[int, int], ...]
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # names of glibc's mallopt
+KEEP = ((MMAP_THRESHOLD, 32 << 20), (TRIM_THRESHOLD, 1 << 30))
+GIVE_BACK = ((MMAP_THRESHOLD, 64 << 10),)
 
 Step = Callable[[], None]
 Clocks = dict[str, list[tuple[float, float]]]
+
+
+def allocator(options: Options) -> None:
+    """Tell the C library's allocator what to keep, if it can be told."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    for name, value in options if mallopt is not None else ():
+        assert mallopt(name, value) == 1
 
 
 def synchronise(device: torch.device) -> None:
@@ -65,7 +82,8 @@ def turns(
     """
     taken: Clocks = {name: [] for name in sides}
     for number in range(blocks + 1):
-        for name, step in sides.items():
+        order = list(sides.items())
+        for name, step in order if number % 2 else order[::-1]:
             gc.collect()
             gc.disable()
             with deterministic(name in strict):
@@ -87,7 +105,8 @@ def engine_side(
     """The engine on device ``index`` of ``size``, ranks shared out evenly."""
     each = task.num_workers // size
     blocks = tuple(range(i * each, (i + 1) * each) for i in range(size))
-    replica = Replica(task, order_of(task.parameters(), task.num_workers), overlap=overlap)
+    order = order_of(task.parameters(), task.num_workers)
+    replica = Replica(task, order, overlap=overlap, own_process=True)
     layout = Layout(blocks=blocks, index=index)
     replica.configure(layout, exchange, replica.first_contexts([*layout.own, *layout.copied]))
     return replica, lambda: (replica.do_step(), None)[1]
@@ -124,6 +143,7 @@ def data_parallel(
     """One of ``size`` processes with one logical worker each: three sides in turns."""
     host, port, folder, device_name = meeting
     device = torch.device(device_name)
+    allocator(KEEP)
     tasks = {
         name: dense_task(num_workers=size, seed=1, device=device, **settings)
         for name in ("stock", "D0", "D1")
@@ -157,6 +177,7 @@ def switching(
 ) -> Clocks:
     """One process: ``workers`` logical workers in turn, and as many micro-batches without them."""
     device = torch.device(device_name)
+    allocator(KEEP)
     plain = dense_task(num_workers=workers, seed=1, device=device, **settings)
     elastic = dense_task(num_workers=workers, seed=1, device=device, **settings)
     _, engine = engine_side(elastic, 1, 0, Exchange(("127.0.0.1", 0), "", 0, 1, device=device))
@@ -189,19 +210,27 @@ def switch_alone(settings: dict[str, Any], device_name: str) -> dict[str, float]
     return {"switch_s": statistics.median(switches), "micro_batch_s": statistics.median(batches)}
 
 
-def peak_mib(workers: int, settings: dict[str, Any], device_name: str) -> float:
-    """Memory of two steps at its highest, beyond what the process had before the task was built."""
+def peak_mib(spec: TaskSpec, device_name: str, options: Options) -> dict[str, float]:
+    """Memory of two steps at its highest, beyond what the process had before the task was built.
+
+    And what the dense gradient takes, once.
+    """
     device = torch.device(device_name)
+    if device.type == "cpu":
+        allocator(options)
     before = 0 if device.type == "cuda" else _resident_kib("VmRSS")
+    task = spec.build(device)
     if device.type == "cpu":
         Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
-    task = dense_task(num_workers=workers, seed=1, device=device, **settings)
     _, step = engine_side(task, 1, 0, Exchange(("127.0.0.1", 0), "", 0, 1, device=device))
     step()
     step()
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return (_resident_kib("VmHWM") - before) / 1024
+        peak = torch.cuda.max_memory_allocated(device) / 2**20
+    else:
+        peak = (_resident_kib("VmHWM") - before) / 1024
+    gradient = sum(p.numel() * p.element_size() for p in task.parameters()) / 2**20
+    return {"peak": peak, "gradient": gradient}
 
 
 def _resident_kib(name: str) -> int:
@@ -244,9 +273,14 @@ def meeting(device: str) -> tuple[TCPStore, tuple[str, int, str, str], Any]:
 
 def ratio(taken: Clocks, name: str, base: str, clock: int = 0) -> dict[str, Any]:
     """The median over turns of one side's step over another's, with the quartiles."""
-    found = sorted(a[clock] / b[clock] for a, b in zip(taken[name], taken[base], strict=True))
+    pairs = zip(taken[name], taken[base], strict=True)
+    found = sorted(a[clock] / b[clock] for a, b in pairs)
     low, middle, high = statistics.quantiles(found, n=4, method="inclusive")
-    return {"ratio": round(middle, 4), "quartiles": [round(low, 4), round(high, 4)]}
+    return {
+        "ratio": round(middle, 3),
+        "quartiles": [round(low, 3), round(high, 3)],
+        "pairs": len(found),
+    }
 
 
 def bandwidth(index: int, size_bytes: int, where: Any) -> float:
@@ -267,25 +301,3 @@ def bandwidth(index: int, size_bytes: int, where: Any) -> float:
         found.append(size_bytes / (time.perf_counter() - began))
     exchange.close()
     return statistics.median(found)
-
-
-def sent_by_first(counts: tuple[int, ...]) -> float:
-    """Bytes that device 0 sends per byte of gradient."""
-    size = len(counts)
-    return (len(whole_subtrees(0, counts[0], sum(counts))) + 1) * (size - 1) / size
-
-
-def reduction_bytes(counts: tuple[int, ...]) -> dict[str, float]:
-    """Bytes sent per byte of gradient by the device that sends most, exactly; and in a ring.
-
-    Chunks are taken as equal: a bucket is padded to a multiple of the devices.
-    """
-    size, workers = len(counts), sum(counts)
-    first = 0
-    sent = []
-    for count in counts:
-        trees = len(whole_subtrees(first, first + count, workers))
-        sent.append((trees + 1) * (size - 1) / size)
-        first += count
-    ring = 2 * (size - 1) / size
-    return {"most": max(sent), "mean": sum(sent) / size, "ring": ring, "ratio": max(sent) / ring}
