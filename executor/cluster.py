@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from executor import events as e
@@ -145,9 +145,9 @@ class LocalCluster:
         """The monotonic clock at the run's time 0."""
         return self._origin_s
 
-    def begin(self) -> None:
-        """Let the run's time begin now."""
-        self._origin_s = self._clock()
+    def begin(self, at_s: float = 0.0) -> None:
+        """Let the run's time begin now, at ``at_s``."""
+        self._origin_s = self._clock() - at_s
 
     def wait(self, until_s: float) -> Sequence[Message]:
         """Poll the agent until something concerns the driver, at most until ``until_s``."""
@@ -184,6 +184,19 @@ class LocalCluster:
     def step_of(self, job_id: str) -> int:
         """Steps of a job that are committed, as far as is known."""
         return self._steps.get(job_id, self._begun.get(job_id, 0))
+
+    def finished_by(self, rank: int) -> e.Finished:
+        """How the job of a rank finished."""
+        return next(done for job_id, done in self.finished.items() if self._ranks[job_id] == rank)
+
+    def measured(self) -> dict[int, tuple[float, float, float, float]]:
+        """Of each stay: when it began, when progress did, its rate, and the work done so far."""
+        now_s = self.now_s()
+        return {
+            rank: (stay.since_s, known.begin_s, known.rate, known.done_s)
+            for rank, stay in self.stays.items()
+            for known in (replace(stay).close(now_s, _step_work_s(stay.job)),)
+        }
 
     def wake(self, call: Callable[[Moment], object]) -> None:
         """Have ``call`` run by the clock as soon as it can (safe in a signal handler)."""

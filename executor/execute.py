@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from executor import events as e
 from executor.agent import Agent
 from executor.clock import WallClock
 from executor.cluster import LocalCluster, cluster_of
@@ -39,7 +41,9 @@ from executor.outcome import (
     training_rows,
     utilisation_rows,
 )
+from executor.past import KeptLog, Past, joined
 from executor.recipes import Recipes, references, warm
+from executor.resuming import past_of, state_of, whole
 from executor.utilisation import Utilisation
 from policies.contract import IntraJobPolicy, PlacementPolicy, Policy
 from policies.driver import Driver
@@ -133,17 +137,16 @@ def execute(
     ``Executed.check``.
     """
     habit = habit or Habit()
-    inter = make_policy(policy) if isinstance(policy, str) else policy
-    where = make_placement(placement) if isinstance(placement, str) else placement
-    seats = make_intra(intra) if isinstance(intra, str) else intra
+    inter, where, seats = _made(policy, placement, intra)
     spec, places = cluster_of(lanes)
     workload = timed(workload, profile)
+    past, rest, ranks = past_of(resumes, workload)
     if serving is not None:
         check_service(serving.service, spec)
     recipes = Recipes(workload, places, seed)
     misfit_ranks(workload, spec, "refuse", sizes=inter.resizes)
     path = Path(out)
-    begun = None if resumes is None else {j: resumes.step_of(j) for j in recipes.ids}
+    begun = {} if resumes is None else {j: resumes.step_of(j) for j in recipes.ids}
     model = Model(profile=profile, costs=costs_of(profile, workload))
     record = opening(
         kind="executed",
@@ -156,67 +159,96 @@ def execute(
         workload=workload,
         model=model,
         believed=None,
-    ) | {"services": [] if serving is None else [serving.describe()]}
+    ) | {
+        "services": [] if serving is None else [serving.describe()],
+        "resumptions": [] if resumes is None else resumes.resumptions(),
+    }
     with (
         alone(),
         RunWriter(path, workload, spec, overwrite=overwrite) as log,
         Agent(places) as agent,
         online(serving, agent, places) as service,
+        ExitStack() as closing,
     ):
         reference = _prepared(recipes, agent, habit, say)
         journal = Journal(folder_of(path), _settings(record, lanes), workload, resumes)
+        closing.callback(journal.close)
         cluster = LocalCluster(
             agent,
-            lambda job: recipes.spec(job.rank, _habits(journal, job.job_id, habit), resume=True),
-            begun={} if begun is None else begun,
+            lambda job: recipes.spec(
+                ranks[job.rank], _habits(journal, job.job_id, habit), resume=True
+            ),
+            begun=begun,
         )
-        clock = WallClock(cluster)
+        past.write(log)
+        clock = WallClock(cluster, past.time_s)
         driver = Driver(
             clock=clock,
-            workload=workload,
+            workload=rest,
             spec=spec,
             policy=inter,
             placement=where,
             backend=cluster,
-            log=log,
+            log=KeptLog(log, journal, cluster, ranks, past.submitted),
             model=model,
             assign=assign_with(seats, model),
             seed=seed,
             sample_s=habit.sample_s,
         )
+        utilisation = Utilisation(agent, places, before=past.readings)
         if service is not None:
             _serve(driver, cluster, service, spec)
-        others = tuple if service is None else service.pids
-        utilisation = Utilisation(agent, places, others=others)
-        cluster.on_wait = _beside(driver, cluster, journal, utilisation, watch)
+            service.begin(journal.keep, past)
+            utilisation.others = service.pids
+        cluster.on_wait = _beside(driver, cluster, journal, utilisation, ranks, watch)
         try:
-            signals, wall_s = _driven(driver, cluster)
+            signals, wall_s = _driven(driver, cluster, past.time_s)
         finally:
             _leave(agent)
-            journal.close()
         driver.close()
-        record |= ending(driver, wall_s)
+        outcomes = joined(past.outcomes(workload), ranks, driver.outcomes)
+        record |= whole(ending(driver, wall_s), workload, past)
         device_s = device_seconds(cluster, spec, profile)
         record["executor"] = said_of(cluster, clock, places, device_s, wall_s)
-        record["failed"] = {name: event.reason for name, event in cluster.failed.items()}
-        training = training_rows(recipes, cluster, reference, begun or {})
+        record["failed"] = _failed(recipes, past, cluster)
+        training = training_rows(recipes, cluster, reference, begun, past)
         log.attach("training", training)
         log.attach("utilisation", utilisation_rows(spec, utilisation.readings))
-        if service is not None:
-            record["serving"] = service.tally.total()
-            log.attach("serving", serving_rows(service))
-        log.finish(record, driver.outcomes.columns())
+        _attach_serving(service, record, log)
+        log.finish(record, outcomes.columns())
     _check_bits(training, path)
     if signals:
         raise KeyboardInterrupt(f"{path} holds what was done; tandem execute --resume {path}")
     if driver.complete:
         journal.remove()
     return Executed(
-        jobs=jobs_table(workload, driver),
+        jobs=jobs_table(workload, outcomes),
         record=record,
         path=path,
         complete=driver.complete,
         failed=record["failed"],
+    )
+
+
+def _attach_serving(service: Online | None, record: dict[str, Any], log: RunWriter) -> None:
+    if service is not None:
+        record["serving"] = service.tally.total()
+        log.attach("serving", serving_rows(service))
+
+
+def _failed(recipes: Recipes, past: Past, cluster: LocalCluster) -> dict[str, str]:
+    """The jobs that failed for good, and why."""
+    before = {recipes.ids[rank]: why for rank, why in past.failed.items()}
+    return before | {event.job_id: event.reason for event in cluster.failed.values()}
+
+
+def _made(
+    policy: Policy | str, placement: PlacementPolicy | str, intra: IntraJobPolicy | str
+) -> tuple[Policy, PlacementPolicy, IntraJobPolicy]:
+    return (
+        make_policy(policy) if isinstance(policy, str) else policy,
+        make_placement(placement) if isinstance(placement, str) else placement,
+        make_intra(intra) if isinstance(intra, str) else intra,
     )
 
 
@@ -241,7 +273,8 @@ def _mean(values: Sequence[float | None]) -> float:
 
 def _settings(record: Mapping[str, Any], lanes: Sequence[DeviceLane]) -> dict[str, Any]:
     """What is needed to execute the rest after a crash."""
-    kept = {k: record[k] for k in ("name", "seed", "policy", "placement", "intra", "services")}
+    names = ("name", "seed", "policy", "placement", "intra", "services", "resumptions")
+    kept = {name: record[name] for name in names}
     return kept | {"lanes": [lane.to_json() for lane in lanes]}
 
 
@@ -282,29 +315,35 @@ def _beside(
     cluster: LocalCluster,
     journal: Journal,
     utilisation: Utilisation,
+    ranks: Sequence[int],
     watch: Watch | None,
 ) -> Callable[[float], None]:
     """What is done while the driver waits: the journal, readings, and who watches."""
-    kept: set[str] = set()
+    told, read = 0, len(utilisation.readings)
 
     def look(now_s: float) -> None:
-        for job_id, done in cluster.finished.items():
-            if job_id not in kept:
-                kept.add(job_id)
-                journal.finished(job_id, now_s, done.step, done.loss, done.digest)
-        journal.beat(now_s)
+        nonlocal told, read
         utilisation.look(now_s)
+        for reading in utilisation.readings[read:]:
+            journal.keep(reading.time_s, {"reading": astuple(reading)})
+        for event in cluster.told[told:]:
+            if isinstance(event, (e.Rescaled, e.Recovered)):
+                what = "rescaled" if isinstance(event, e.Rescaled) else "recovered"
+                journal.keep(now_s, {"told": what, "job": event.job_id})
+        told, read = len(cluster.told), len(utilisation.readings)
+        if journal.due(now_s):
+            journal.beat(now_s, state_of(driver, cluster, ranks))
         if watch is not None:
             watch(driver, cluster, now_s)
 
     return look
 
 
-def _driven(driver: Driver, cluster: LocalCluster) -> tuple[list[int], float]:
-    """Let time begin and the driver run: the signals that ended it, and the seconds it took."""
+def _driven(driver: Driver, cluster: LocalCluster, at_s: float) -> tuple[list[int], float]:
+    """Let time begin at ``at_s`` and the driver run: what signals ended it; how long it took."""
     stopper: Any = Stopper(driver, cluster)
     began = time.monotonic()
-    cluster.begin()
+    cluster.begin(at_s)
     with naming_the_policy(driver.view), stopping_on_signals(stopper) as signals:
         driver.run()
     return signals, time.monotonic() - began

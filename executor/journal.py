@@ -1,9 +1,10 @@
 """What an execution keeps beside its run directory, so that a crash loses no finished work.
 
 A folder (``OUT.work`` beside the run directory) with ``jobs.parquet``, the workload as canonical
-jobs; ``execution.json``, with what it was executed; ``journal.jsonl``, a line for each job that
-finished and a beat every few seconds, written and flushed as things happen; and ``checkpoints/``,
-a folder for each job. ``tandem execute --resume OUT`` reads it whatever ended the execution before.
+jobs; ``execution.json``, with what it was executed; ``journal.jsonl``, a line for everything that
+goes into the run's log and a beat every few seconds, written and flushed as things happen; and
+``checkpoints/``, a folder for each job. ``tandem execute --resume OUT`` reads it whatever ended the
+execution before (``executor.past`` says what the lines are).
 
 And the lock: one execution at a time per machine, because two would measure each other. It is the
 kernel's (``flock``), so it goes with the process that held it, however that ended. It lies in the
@@ -17,6 +18,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,11 +27,14 @@ from typing import Any
 import pandas as pd
 
 from executor import checkpoint as files
+from executor import events as e
 from executor.errors import ExecutorError
+from executor.past import Past
 from traces import DataError, Workload
 from traces.workload import Source
 
 BEAT_S = 2.0
+FORMAT = 2
 
 
 def folder_of(out: Path) -> Path:
@@ -58,13 +63,14 @@ class Journal:
                 f" {folder.with_suffix('')}); or to remove it",
             ) from None
         workload.table.to_parquet(folder / "jobs.parquet")
-        text = json.dumps(dict(settings), indent=1, default=str)
+        text = json.dumps({"journal": FORMAT, **settings}, indent=1, default=str)
         (folder / "execution.json").write_text(text + "\n", encoding="utf-8")
         self._file = (folder / "journal.jsonl").open("a", encoding="utf-8")
         self._beat_s = 0.0
         if resumes is not None:
-            for line in resumes.finished.values():
-                self._write(line | {"time_s": 0.0})
+            for line in resumes.past.lines:
+                self._write(line)
+            self._beat_s = resumes.past.time_s
             if (resumes.folder / "checkpoints").is_dir():
                 (resumes.folder / "checkpoints").rename(folder / "checkpoints")
             shutil.rmtree(resumes.folder)
@@ -73,17 +79,23 @@ class Journal:
         """Return the folder of a job's checkpoints."""
         return self.folder / "checkpoints" / _safe(job_id)
 
-    def finished(self, job_id: str, time_s: float, step: int, loss: float, digest: str) -> None:
+    def finished(self, done: e.Finished, time_s: float) -> None:
         """Keep that a job has finished, and with which bits."""
-        self._write(
-            {"finished": job_id, "time_s": time_s, "step": step, "loss": loss, "digest": digest}
-        )
+        said = {"finished": done.job_id, "step": done.step, "loss": done.loss}
+        self.keep(time_s, said | {"digest": done.digest})
 
-    def beat(self, time_s: float) -> None:
-        """Keep the time, every few seconds."""
-        if time_s - self._beat_s >= BEAT_S:
-            self._beat_s = time_s
-            self._write({"time_s": time_s})
+    def keep(self, time_s: float, line: Mapping[str, Any]) -> None:
+        """Keep something that happened."""
+        self._write({"time_s": time_s, **line})
+
+    def due(self, time_s: float) -> bool:
+        """Whether it is time for a beat."""
+        return time_s - self._beat_s >= BEAT_S
+
+    def beat(self, time_s: float, line: Mapping[str, Any]) -> None:
+        """Keep the time, and how things stand."""
+        self._beat_s = time_s
+        self.keep(time_s, line)
 
     def _write(self, line: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
@@ -101,7 +113,8 @@ class Journal:
 class Left:
     """What an earlier execution left: its settings, its jobs, and how far each had come.
 
-    Raises DataError for a folder that is none.
+    ``past``: what its journal says. ``gap_s``: seconds since its last line. Raises DataError for a
+    folder that is none, or of another version.
     """
 
     def __init__(self, out: Path) -> None:
@@ -109,35 +122,42 @@ class Left:
         path = self.folder / "execution.json"
         try:
             self.settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            lines = (self.folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()
+            journal = self.folder / "journal.jsonl"
+            lines = journal.read_text(encoding="utf-8").splitlines()
+            self.gap_s = max(0.0, time.time() - journal.stat().st_mtime)
         except (OSError, ValueError) as error:
             raise DataError(
                 "no execution was left here",
                 file=self.folder,
                 expected=f"the run directory of an execution that did not end ({error})",
             ) from error
-        self.finished: dict[str, dict[str, Any]] = {}
-        self.time_s = 0.0
+        if self.settings.get("journal") != FORMAT:
+            raise DataError(
+                "left by another version",
+                file=path,
+                column="journal",
+                value=self.settings.get("journal"),
+                expected=f"{FORMAT}; go on with the version that left it",
+            )
+        read = []
         for text in lines:
             try:
-                line = json.loads(text)
+                read.append(json.loads(text))
             except ValueError:
                 break  # the crash cut it short
-            self.time_s = max(self.time_s, float(line["time_s"]))
-            if "finished" in line:
-                self.finished[line["finished"]] = line
+        self.past = Past(read)
 
     def workload(self) -> Workload:
-        """Return the jobs that had not finished, submitted as long after the crash as they were.
-
-        Those that had been submitted before are submitted at once.
-        """
+        """Return all jobs of the execution, those that are over included."""
         table = pd.read_parquet(self.folder / "jobs.parquet")
-        left = table[~table["job_id"].isin(list(self.finished))].copy()
-        left["submit_s"] = (left["submit_s"] - self.time_s).clip(lower=0.0)
-        note = f"{len(self.finished)} of {len(table)} jobs had finished before"
+        note = f"{len(self.past.over)} of {len(table)} jobs were over at {self.past.time_s:g} s"
         source = Source(path=str(self.folder), format="execution", notes=(note,))
-        return Workload(left.reset_index(drop=True), source)
+        return Workload(table, source)
+
+    def resumptions(self) -> list[dict[str, float]]:
+        """What the record says of gaps: where each is on the axis of time, and how long it was."""
+        before: list[dict[str, float]] = self.settings["resumptions"]
+        return [*before, {"at_s": self.past.time_s, "gap_s": round(self.gap_s, 3)}]
 
     def step_of(self, job_id: str) -> int:
         """Return the step of a job's last checkpoint, 0 if there is none."""

@@ -36,6 +36,7 @@ from typing import IO, Any, Protocol
 
 from executor.devices import DeviceLane
 from executor.errors import ExecutorError
+from executor.past import Past
 from executor.pool import Place
 from policies.services import Service, demand_of
 from traces.errors import UsageError
@@ -159,7 +160,8 @@ COUNTS = ("requests", "refused", "failed", "unserved")
 class Online:
     """The service of one execution. Use as a context manager: no process is left behind.
 
-    ``freed(place)`` is called when training has left a lane that was lent.
+    ``freed(place)`` is called when training has left a lane that was lent, ``kept(time_s, line)``
+    with what goes into a journal.
     """
 
     def __init__(
@@ -169,6 +171,7 @@ class Online:
         self.tally = Tally()
         self.instances: dict[Place, Instance] = {}
         self.freed: Callable[[Place], None] = lambda _: None
+        self.kept: Callable[[float, dict[str, Any]], None] = lambda *_: None
         self._lanes, self._places, self._folder = lanes, places, folder
         self._asking: subprocess.Popen[bytes] | None = None
         self._spares: list[tuple[dict[str, str], subprocess.Popen[bytes]]] = []
@@ -184,6 +187,12 @@ class Online:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def begin(self, kept: Callable[[float, dict[str, Any]], None], past: Past) -> None:
+        """Go on from what an earlier execution was asked; ``kept`` is told of what comes."""
+        self.kept = kept
+        for line in past.windows:
+            self.tally.add(line["window"], line["time_s"], **line["state"])
 
     def pids(self) -> Iterator[tuple[Place, int]]:
         """The server processes, by lane."""
@@ -210,13 +219,14 @@ class Online:
         ]
         self._order({"rate": gpus * self.serving.rate, "urls": urls})
         for window in self._windows():
-            self.tally.add(
-                window,
-                max(0.0, min(now_s, window["at_s"] - origin_s)),
-                demand_gpus=gpus,
-                lent_gpus=sum(held.values()),
-                servers=len(urls),
-            )
+            time_s = max(0.0, min(now_s, window["at_s"] - origin_s))
+            state = {
+                "demand_gpus": gpus,
+                "lent_gpus": sum(held.values()),
+                "servers": len(urls),
+            }
+            self.tally.add(window, time_s, **state)
+            self.kept(time_s, {"window": window, "state": state})
 
     def close(self) -> None:
         """End all processes; none is left when this returns."""

@@ -16,6 +16,7 @@ from executor.clock import WallClock
 from executor.cluster import LocalCluster
 from executor.devices import DeviceLane
 from executor.online import Online
+from executor.past import Past
 from executor.pool import Place
 from executor.recipes import Recipes
 from executor.utilisation import Reading
@@ -28,14 +29,16 @@ def training_rows(
     cluster: LocalCluster,
     reference: Mapping[str, str],
     begun: Mapping[str, int],
+    past: Past,
 ) -> list[dict[str, Any]]:
     """A row of the training table for each job of the run, in rank order."""
     changes = _count(cluster, e.Rescaled)
     recoveries = _count(cluster, e.Recovered)
     rows = []
     for job in recipes.jobs:
-        done = cluster.finished.get(job.job_id)
-        wanted = reference.get(job.job_id)
+        job_id = job.job_id
+        done = cluster.finished.get(job_id) or past.finished.get(job_id)
+        wanted = reference.get(job_id)
         rows.append(
             {
                 "job_id": job.job_id,
@@ -45,8 +48,8 @@ def training_rows(
                 "digest": done.digest if done else None,
                 "reference_digest": wanted,
                 "same_bits": None if done is None or wanted is None else done.digest == wanted,
-                "rescales": changes.get(job.job_id, 0),
-                "recoveries": recoveries.get(job.job_id, 0),
+                "rescales": changes.get(job_id, 0) + past.told["rescaled", job_id],
+                "recoveries": recoveries.get(job_id, 0) + past.told["recovered", job_id],
                 "resumed": begun.get(job.job_id, 0) > 0,
             }
         )

@@ -34,7 +34,7 @@ class Reading:
 class Utilisation:
     """Takes readings of an agent's lanes. ``every_s``: seconds between them.
 
-    ``others``: processes on lanes that are no job's.
+    ``others``: processes on lanes that are no job's. ``before``: readings of an earlier execution.
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class Utilisation:
         agent: Agent,
         lanes: Mapping[Place, DeviceLane],
         every_s: float = EVERY_S,
-        others: Callable[[], Iterable[tuple[Place, int]]] = tuple,
+        before: Iterable[Reading] = (),
     ) -> None:
-        self._others = others
-        self.readings: list[Reading] = []
+        self.others: Callable[[], Iterable[tuple[Place, int]]] = tuple
+        self.readings = list(before)
         self._agent, self._lanes, self._every_s = agent, lanes, every_s
         self._last_s: float | None = None
         self._used: dict[int, float] = {}
@@ -84,7 +84,7 @@ class Utilisation:
             for place, handle in job.members.items():
                 if handle.pid is not None:
                     yield place, handle.pid
-        yield from self._others()
+        yield from self.others()
 
     def _busy(self, lane: DeviceLane, of_processor: float) -> float | None:
         if lane.cuda_index is None:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from policies.books import Outcomes
 from policies.contract import IntraJobPolicy, PlacementPolicy, Policy
 from policies.driver import Driver
 from policies.model import Model
@@ -191,10 +192,10 @@ def ending(driver: Driver, wall_s: float) -> dict[str, Any]:
     }
 
 
-def jobs_table(workload: Workload, driver: Driver) -> pd.DataFrame:
+def jobs_table(workload: Workload, outcomes: Outcomes) -> pd.DataFrame:
     """One row per job in rank order, with its outcome."""
     jobs = workload.table[["job_id", "submit_s", "num_gpus"]].copy()
-    columns = driver.outcomes.columns()
+    columns = outcomes.columns()
     for column in JOB_OUTCOME_COLUMNS:
         jobs[column.name] = np.asarray(columns[column.name])
     jobs["status"] = pd.Categorical.from_codes(

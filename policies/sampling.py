@@ -28,7 +28,7 @@ def samples(
 
     Samples are taken last of all that happens at an instant.
     """
-    due_s = first_s
+    due_s = max(first_s, clock.now)  # a run may go on where another one ended
     while True:
         for _ in range(SAMPLES_PER_STEP):
             yield clock.at(due_s, SAMPLE)

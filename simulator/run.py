@@ -175,7 +175,7 @@ def simulate(
         log.finish(record, driver.outcomes.columns())
     if signals:
         raise KeyboardInterrupt(*([] if path is None else [f"{path} holds what was done by then"]))
-    return Result(jobs_table(workload, driver), record, path, driver.complete)
+    return Result(jobs_table(workload, driver.outcomes), record, path, driver.complete)
 
 
 def _driver(learning: Learning | None, seats: IntraJobPolicy | None) -> Callable[..., Driver]:

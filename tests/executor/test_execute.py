@@ -171,6 +171,44 @@ def test_two_executions_are_not_measured_against_each_other(tmp_path: Path) -> N
         pass
 
 
+def check_whole(run: Path, at_s: float, *, end: str) -> None:
+    """A log of an execution that went on at ``at_s`` is one of the whole workload."""
+    log = RunLog.open(run)
+    (gap,) = log.record["resumptions"]
+    assert gap["at_s"] == pytest.approx(at_s)
+    assert gap["gap_s"] >= 0
+    jobs = log.table("jobs").set_index("job_id")
+    original = load(run).table.set_index("job_id")
+    assert (jobs["status"] == "finished").all()
+    assert log.record["counts"]["finished"] == log.record["counts"]["submitted"] == len(jobs)
+    assert jobs["jct_s"].tolist() == pytest.approx((jobs["finish_s"] - jobs["submit_s"]).tolist())
+    assert original["submit_s"].tolist() == jobs["submit_s"].tolist()
+    events, stays = log.table("events"), log.table("allocations")
+    assert events["time_s"].is_monotonic_increasing
+    assert ((events["kind"] == end) & (events["time_s"] <= at_s)).any()
+    for job_id, row in jobs.iterrows():
+        own = stays[stays["job_id"] == job_id].sort_values("start_s")
+        held_s = own["end_s"] - own["start_s"]
+        assert row["service_gpu_s"] == pytest.approx((held_s * own["gpus"].map(len)).sum())
+        assert row["queueing_s"] == pytest.approx(row["jct_s"] - held_s.sum(), abs=1e-6)
+        assert row["start_s"] == own["start_s"].min()
+        assert row["finish_s"] == own["end_s"].max()
+        assert (own["end_s"].to_numpy()[:-1] <= own["start_s"].to_numpy()[1:]).all()
+        kinds = events[events["job_id"] == job_id]["kind"].tolist()
+        assert kinds.count("submit") == kinds.count("finish") == 1
+        assert kinds.count("preempt") == row["preemptions"]
+        assert kinds.count("fail") == row["failures"]
+    lanes = stays.explode("gpus").sort_values("start_s")
+    for _, own in lanes.groupby("gpus"):
+        assert (own["end_s"].to_numpy()[:-1] <= own["start_s"].to_numpy()[1:] + 1e-9).all()
+    samples = log.table("samples")["time_s"]
+    assert samples.is_monotonic_increasing
+    assert samples.min() < at_s < samples.max()
+    for moment_s in (0.0, at_s, log.record["span"]["end_s"]):
+        assert explain_at(log, "a", moment_s)[1].code
+    assert tandem.main(["compare", str(run), str(run), "--json"]) == 0
+
+
 @pytest.mark.slow
 def test_an_execution_that_was_killed_goes_on_from_its_journal(tmp_path: Path) -> None:
     """The driver is killed outright; resumed, all jobs end, with the bits they have alone."""
@@ -193,14 +231,15 @@ def test_an_execution_that_was_killed_goes_on_from_its_journal(tmp_path: Path) -
     psutil.wait_procs(children, timeout=20)
     assert not [child for child in children if child.is_running()]
     left = Left(tmp_path / "run")
-    assert left.finished
-    assert "a" not in left.finished
+    assert left.past.finished
+    assert "a" not in left.past.finished
     assert left.step_of("a") >= 50
     assert tandem.main(["execute", "--resume", str(tmp_path / "run"), *common]) == 0
     training = RunLog.open(tmp_path / "run-resumed").table("training")
-    assert set(training["job_id"]) | set(left.finished) == {"a", "b", "c"}
+    assert training["job_id"].tolist() == ["a", "b", "c"]
     assert training["same_bits"].all()
     assert training.set_index("job_id")["resumed"]["a"]
+    check_whole(tmp_path / "run-resumed", left.past.time_s, end="fail")
 
 
 @pytest.mark.slow
@@ -223,8 +262,10 @@ def test_ctrl_c_leaves_a_partial_log_and_what_is_needed_to_go_on(tmp_path: Path)
     assert process.returncode == tandem.INTERRUPTED, said
     assert "--resume" in said
     assert RunLog.open(tmp_path / "run").partial
+    at_s = Left(tmp_path / "run").past.time_s
     assert tandem.main(["execute", "--resume", str(tmp_path / "run"), *common]) == 0
     assert not RunLog.open(tmp_path / "run-resumed").partial
+    check_whole(tmp_path / "run-resumed", at_s, end="preempt")
 
 
 def test_a_worker_that_is_killed_costs_no_bits(tmp_path: Path) -> None:
