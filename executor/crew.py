@@ -19,6 +19,7 @@ from executor.levels import Agreement
 from executor.pool import Handle, Place, WorkerPool
 
 _PONG_S = 1.0
+_ASLEEP_S = 5.0  # between two looks, of which there are some in a second
 _OWN_WORK = frozenset({"attach", "configure", "compute", "apply", "write"})
 
 
@@ -110,11 +111,15 @@ class Crew:
 
 
 class Watch:
-    """Whether somebody hangs. ``clock`` gives seconds."""
+    """Whether somebody hangs. ``clock`` gives seconds.
+
+    If we have not looked for long we were stopped ourselves (Ctrl-Z, a machine that stood still),
+    and so, maybe, were they: their silence begins anew.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._since = clock()  # the last sign of life
+        self._since = self._looked = clock()  # the last sign of life; our own last look
         self._pinged: float | None = None
         self._pongs: dict[Handle, m.Pong] = {}
 
@@ -128,11 +133,14 @@ class Watch:
 
     def rest(self) -> None:
         """Nobody is waited for."""
-        self._pinged = None
+        self._pinged, self._looked = None, self._clock()
 
     def hung(self, handles: Iterable[Handle], limit_s: float) -> list[tuple[Handle, str]]:
         """Return who hangs, and what it does, when nothing was heard for ``limit_s``."""
         now = self._clock()
+        slept, self._looked = now - self._looked > _ASLEEP_S, now
+        if slept:
+            self._since = now
         if now - self._since < limit_s:
             self._pinged = None
         elif self._pinged is None:

@@ -22,9 +22,11 @@ class Watched:
         self.watch = Watch(lambda: self.now)
 
     def after(self, seconds: float) -> list[tuple[int, str]]:
-        """Who is found to hang then, and why."""
-        self.now += seconds
-        hung = self.watch.hung(self.workers, LIMIT_S)
+        """Who is found to hang until then, and why, if we look twice a second."""
+        hung = []
+        for _ in range(round(2 * seconds)):
+            self.now += 0.5
+            hung += self.watch.hung(self.workers, LIMIT_S)
         return [(handle.number, why) for handle, why in hung]
 
     def answer(self, number: int, phase: str, phase_s: float) -> None:
@@ -87,8 +89,25 @@ def test_a_sign_of_life_ends_the_suspicion(watched: Watched) -> None:
     assert watched.pings == [2, 2]
 
 
+def test_if_we_were_stopped_ourselves_nobody_is_suspected(watched: Watched) -> None:
+    """All were stopped together: a worker in a step would say that it takes far too long."""
+    watched.after(2)
+    watched.now += 600
+    assert watched.after(9) == []
+    assert watched.pings == [0, 0]
+    watched.after(2)  # but from then on they are
+    assert watched.pings == [1, 1]
+
+
+def test_to_be_stopped_between_question_and_answer_asks_again(watched: Watched) -> None:
+    watched.after(10)
+    watched.now += 600
+    watched.answer(0, "compute", 610)
+    assert watched.after(9) == []
+
+
 def test_nobody_is_suspected_while_nobody_is_waited_for(watched: Watched) -> None:
     watched.after(10)
     watched.watch.rest()
-    assert watched.after(2) == []
+    assert watched.after(1) == []
     assert watched.pings == [2, 2]
