@@ -49,7 +49,7 @@ class Job:
         self._state = JobState(spec, lanes, pool, address, emit=emit, clock=clock)
         self._wanted, self._crew = self._state.wanted, self._state.crew
         self._diary, self._trouble = self._state.diary, self._state.trouble
-        self._watch = Watch(clock)
+        self._watch, self._builders = Watch(clock), Watch(clock)
         self._runner = Runner()
         self._mode: Literal["standing", "running", "pausing", "script"] = "standing"
         self._run_number = 0
@@ -135,6 +135,7 @@ class Job:
         """Take in a message of one of our workers."""
         if isinstance(news, m.Pong):
             self._watch.pong(handle, news)
+            self._builders.pong(handle, news)
             return
         self._watch.heard()
         if isinstance(news, m.Reply):
@@ -161,16 +162,21 @@ class Job:
         self.go()
 
     def tick(self) -> None:
-        """Look whether somebody hangs."""
-        asked = self._runner.asked
-        if self.over or not (asked or self._mode in {"running", "pausing"}):
-            self._watch.rest()
-            return
+        """Look whether somebody hangs; who trains is no sign that a newcomer still builds."""
         limit_s = self.spec.habits.deadline_s
-        if any(handle not in self._crew.attached for handle in asked):
-            limit_s = max(limit_s, _ATTACH_S)
-        for handle, what in self._watch.hung(self.handles, limit_s):
-            self.gone(handle, what)
+        building = [h for h in self._runner.asked if h not in self._crew.attached]
+        others = [h for h in self.handles if h not in building]
+        if not (self._mode in {"running", "pausing"} or set(others) & set(self._runner.asked)):
+            others = []
+        for watch, handles, most_s in (
+            (self._watch, others, limit_s),
+            (self._builders, building, max(limit_s, _ATTACH_S)),
+        ):
+            if self.over or not handles:
+                watch.rest()
+                continue
+            for handle, what in watch.hung(handles, most_s):
+                self.gone(handle, what)
 
     def _hear_reply(self, handle: Handle, reply: m.Reply) -> None:
         if not self._runner.answered(handle, reply):
@@ -215,12 +221,15 @@ class Job:
         return {i: members[gpu] for i, gpu in enumerate(worker_map.gpus) if gpu in members}
 
     def _bury(self, handle: Handle, reason: str) -> None:
+        lost_member = False
         for gpu, was_member in self._crew.bury(handle):
             self._diary.tell(e.LaneLost, gpu=gpu, reason=reason)
             if was_member:
+                lost_member = True
                 self._state.mark_broken(reason)
         self._runner.disturb(handle)
-        self._abandon()
+        if lost_member or self._mode == "script":  # who trains does not wait for a newcomer
+            self._abandon()
 
     def _abandon(self) -> None:
         """Tell everybody that waiting for the others of this generation is in vain."""
@@ -252,6 +261,7 @@ class Job:
     def _newcomers_ready(self) -> bool:
         """Have the devices of the wanted map build their task while the job still runs."""
         for handle, request in self._state.newcomers().items():
+            self._builders.heard()
             self._runner.ask(handle, request)
         return self._wanted.stop is not None or self._wanted.map is None or self._crew.ready
 
@@ -275,6 +285,7 @@ class Job:
     def _begin(self, script: Script) -> None:
         self._mode = "script"
         self._watch.heard()
+        self._builders.heard()
         self._ended(self._runner.begin(script))
 
     def _ended(self, ending: Ending | None) -> None:

@@ -12,6 +12,7 @@ from executor import messages as m
 from executor.agent import Agent
 from executor.job import Job
 from executor.pool import Handle, WorkerPool
+from executor.replica import StepReport
 from tests.executorcases import LANES, MuteWorker, job, on
 from traces.workermap import WorkerMap
 
@@ -44,6 +45,7 @@ class Played:
     """A job of two logical workers, and what its workers are made to say."""
 
     def __init__(self) -> None:
+        self.now = 0.0
         self.pool = Pool()
         self.events: list[e.Event] = []
         self.job = Job(
@@ -52,7 +54,7 @@ class Played:
             cast(WorkerPool, self.pool),
             ("127.0.0.1", 1),
             emit=self.events.append,
-            clock=lambda: 0.0,
+            clock=lambda: self.now,
             may_run=lambda _: True,
         )
 
@@ -145,6 +147,33 @@ def test_a_running_job_whose_newcomer_cannot_build_the_task_ends_at_the_next_ste
     assert played.job.over
     (failed,) = [event for event in played.events if isinstance(event, e.Failed)]
     assert (failed.step, failed.reason) == (4, "no memory")
+
+
+def test_a_newcomer_that_hangs_is_replaced_while_the_others_train(played: Played) -> None:
+    """Their steps are no sign of its life; a rescale would wait for it to the end of the job."""
+    played.started(on(2), 0)
+    played.job.rescale(on(1, 1))
+    hangs = played.worker(1)
+    report = StepReport(step=1, loss=0.5, losses=(0.5, 0.5), stop=False, sent_bytes=0)
+    for _ in range(122):
+        played.now += 1.0
+        played.say(0, m.Progress, report=report, digests={})
+        played.job.tick()
+    assert played.pool.buried == [hangs]
+    (lost,) = [event for event in played.events if isinstance(event, e.LaneLost)]
+    assert lost.gpu == (0, 1)
+    assert played.told(1) == ["Attach"]  # another worker
+    assert played.told(0) == []  # the others were not disturbed
+
+
+def test_who_trains_is_asked_after_its_own_time_while_a_newcomer_builds(played: Played) -> None:
+    played.started(on(2), 0)
+    played.job.rescale(on(1, 1))
+    hangs = played.worker(0)
+    for _ in range(23):
+        played.now += 1.0
+        played.job.tick()
+    assert played.pool.buried == [hangs]
 
 
 def test_a_death_in_the_middle_of_a_change_begins_it_again(played: Played) -> None:
