@@ -43,7 +43,11 @@ def folder_of(out: Path) -> Path:
 
 
 class Journal:
-    """The journal of one execution, being written; see the module."""
+    """The journal of one execution, being written; see the module.
+
+    ``resumes``: what it goes on with, which is then gone. The folder appears whole, under its name,
+    so whenever this is cut short one of the two is there with all that was left.
+    """
 
     def __init__(
         self,
@@ -53,27 +57,31 @@ class Journal:
         resumes: Left | None = None,
     ) -> None:
         self.folder = folder
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
+        if folder.exists():
             raise ExecutorError(
                 "an execution was left there",
                 where=folder,
                 expected="another --out; or to go on with it (tandem execute --resume"
                 f" {folder.with_suffix('')}); or to remove it",
-            ) from None
-        workload.table.to_parquet(folder / "jobs.parquet")
+            )
+        making = folder.with_name(folder.name + ".part")
+        if making.exists():  # of one that was killed here
+            shutil.rmtree(making)
+        making.mkdir(parents=True)
+        workload.table.to_parquet(making / "jobs.parquet")
         text = json.dumps({"journal": FORMAT, **settings}, indent=1, default=str)
-        (folder / "execution.json").write_text(text + "\n", encoding="utf-8")
-        self._file = (folder / "journal.jsonl").open("a", encoding="utf-8")
-        self._beat_s = 0.0
+        (making / "execution.json").write_text(text + "\n", encoding="utf-8")
+        before = [] if resumes is None else resumes.past.lines
+        lines = "".join(json.dumps(line) + "\n" for line in before)
+        (making / "journal.jsonl").write_text(lines, encoding="utf-8")
+        if resumes is not None and (resumes.folder / "checkpoints").is_dir():
+            held, here = resumes.folder / "checkpoints", making / "checkpoints"
+            shutil.copytree(held, here, copy_function=_linked)
+        making.rename(folder)
         if resumes is not None:
-            for line in resumes.past.lines:
-                self._write(line)
-            self._beat_s = resumes.past.time_s
-            if (resumes.folder / "checkpoints").is_dir():
-                (resumes.folder / "checkpoints").rename(folder / "checkpoints")
             shutil.rmtree(resumes.folder)
+        self._beat_s = 0.0 if resumes is None else resumes.past.time_s
+        self._file = (folder / "journal.jsonl").open("a", encoding="utf-8")
 
     def checkpoints_of(self, job_id: str) -> Path:
         """Return the folder of a job's checkpoints."""
@@ -186,6 +194,14 @@ def alone() -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _linked(source: str, target: str) -> None:
+    """Give a file a second name, which costs no room; where that cannot be, a copy of it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _safe(job_id: str) -> str:
