@@ -133,7 +133,8 @@ class _Pass:
         self, policy: Policy, view: ClusterView, draft: Draft, pool: int, shapes: list[Shape]
     ) -> None:
         self.draft = draft
-        self.free = draft.free.pools[pool].free
+        # Running elastic jobs hold fewer or more GPUs than they asked for: what leaves is `gpus`.
+        self.free: float = draft.free.pools[pool].free
         self.tail = Tail(policy, view, pool)
         self.entered: list[JobState] = []
         self.shapes = shapes
@@ -169,14 +170,14 @@ class _Pass:
         for lower in tail.entries:
             if lower < entry:
                 return False
-            room += lower[2].shape.num_gpus
+            room += lower[2].gpus
             if room >= num_gpus:
                 return True
         while tail.more():
             lower = tail.entries[-1]
             if lower < entry:
                 return False
-            room += lower[2].shape.num_gpus
+            room += lower[2].gpus
             if room >= num_gpus:
                 return True
         return False
@@ -185,13 +186,13 @@ class _Pass:
         """Position in the tail of the first running job in order that no longer fits."""
         free, tail = self.free, self.tail
         for position, entry in enumerate(tail.entries):
-            free += entry[2].shape.num_gpus
+            free += entry[2].gpus
             if free >= 0:
                 return position
         while free < 0:
             more = tail.more()
             assert more, "more GPUs entered than there are"
-            free += tail.entries[-1][2].shape.num_gpus
+            free += tail.entries[-1][2].gpus
         return len(tail.entries) - 1
 
     def _first_rival(self, leaver: int | None) -> list[Any] | None:
@@ -220,7 +221,7 @@ class _Pass:
     def _leave(self, position: int) -> None:
         entry = self.tail.entries.pop(position)
         self.draft.stop(entry[2])
-        free = self.free = self.free + entry[2].shape.num_gpus
+        free = self.free = self.free + entry[2].gpus
         # Whoever comes before it has been passed over for good; behind it there is room again.
         self.rivals = []
         last = self.tail.at(0)

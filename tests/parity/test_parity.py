@@ -159,7 +159,7 @@ def test_a_world_that_lags_decides_otherwise() -> None:
     assert plans("fifo", workload, Model(), real=True, late_s=0.5) != simulated
 
 
-@pytest.mark.parametrize("policy", ["fifo", "easyscale", "afs", "static-share"])
+@pytest.mark.parametrize("policy", ["fifo", "srtf", "tiresias", "easyscale", "afs", "static-share"])
 def test_the_two_worlds_give_way_alike(policy: str) -> None:
     """An online service's demand is the same event in both, and so is who gives way."""
     model = Model(speeds={"b": 0.5}, costs=Costs(start_s=1.0, rescale_s=2.0))
