@@ -237,7 +237,7 @@ def command(tmp_path: Path, *more: str, steps: int = 4000) -> list[str]:
     ]
 
 
-DEMAND = "diurnal:low=0,high=2,period_s=16,peak_s=8,step_s=2"
+DEMAND = "diurnal:low=0,high=2,period_s=12,peak_s=4,step_s=1"
 
 
 @pytest.fixture(autouse=True)
@@ -277,7 +277,7 @@ def test_what_cannot_be_served_is_refused(
 def test_training_gives_way_to_a_real_service_and_comes_back(tmp_path: Path) -> None:
     """Both lanes go to the service and come back; no bit of a job changes, no process is left."""
     more = ["--serving", DEMAND, "--scale-in", "5", "--refill", "1"]
-    assert tandem.main(command(tmp_path, *more, steps=1500)) == 0
+    assert tandem.main(command(tmp_path, *more, steps=600)) == 0
     assert not psutil.Process().children(recursive=True)
     log = RunLog.open(tmp_path / "run")
     assert log.table("training")["same_bits"].tolist() == [True, True]
