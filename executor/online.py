@@ -5,9 +5,9 @@ What the service needs is a demand over time, told to the driver as in the simul
 left a lane that was lent, a server process (``executor.answering``) answers there, bound to the
 lane's device, cores and kernels; it ends when the lane is given back, and training waits until it
 has. As many as the demand may need are loaded before time begins, and again after one has ended, so
-that a lane that is lent answers within about a second. A process of its own (``executor.asking``)
-asks the servers, at a rate that follows the demand: so many requests per second for every lane in
-demand, whether or not it got the lane.
+that a lane that is lent answers soon (``server_start_s`` of the record). A process of its own
+(``executor.asking``) asks the servers, at a rate that follows the demand: so many requests per
+second for every lane in demand, whether or not it got the lane.
 
 The driver's thread never waits for these processes: it looks at them a few times a second. They end
 with it, however it ends.
