@@ -20,7 +20,7 @@ _STEP = 64
 
 
 class Mail:
-    """The messages of one generation's devices."""
+    """Messages of one kind, of about the same sizes step after step, in one generation."""
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange

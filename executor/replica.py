@@ -134,7 +134,8 @@ class Replica:
         self._held: dict[int, _Drafts] = {}
         self._layout = Layout(blocks=(range(task.num_workers),), index=0)
         self._exchange: Exchange | None = None
-        self._mail: Mail | None = None
+        self._mail: Mail | None = None  # of notices
+        self._sums_mail: Mail | None = None  # of sums of sparse rows, whose sizes are others
         self._reducer: DenseReducer | None = None
         # Of sharded tables: their rows, and what was to be applied last.
         self._holdings = Holdings(task)
@@ -227,7 +228,8 @@ class Replica:
                 found = contexts[rank]
                 drafts.copies[rank] = found.to_bytes() if isinstance(found, Context) else found
         self.release()
-        self._layout, self._exchange, self._mail = layout, exchange, Mail(exchange)
+        self._layout, self._exchange = layout, exchange
+        self._mail, self._sums_mail = Mail(exchange), Mail(exchange)
         self._held = {self.step: drafts}
         self._reducer = DenseReducer(
             self.task.parameters(),
@@ -286,7 +288,8 @@ class Replica:
         says otherwise.
         """
         exchange, mail, reducer = self._exchange, self._mail, self._reducer
-        if exchange is None or mail is None or reducer is None:
+        sums_mail = self._sums_mail
+        if exchange is None or mail is None or sums_mail is None or reducer is None:
             raise ExecutorError("the device belongs to no generation", expected="configure first")
         sent_before = exchange.sent_bytes
         self._prepared = None
@@ -310,7 +313,7 @@ class Replica:
         if rows is not None:
             total = self._agreed(rows, Gradients(loss=loss, dense=dense, sparse={}), sums)
         elif self.task.tables is not None:
-            found = sparse.everywhere(mail, exchange.size, sums)
+            found = sparse.everywhere(sums_mail, exchange.size, sums)
             total = Gradients(loss=loss, dense=dense, sparse=found)
         else:
             total = Gradients(loss=loss, dense=dense, sparse={})
