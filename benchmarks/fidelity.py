@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from executor.machine import probe
 from policies.model import Model
 from reports.fidelity import decisions, open_validation
 from simulator.run import simulate
-from traces import Profile, RunLog, load
+from traces import ClusterSpec, Profile, RunLog, load
 from traces.profile_sources import load_profile
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,14 +69,19 @@ def scaled(profile: Profile, factor: float) -> Profile:
     return replace(profile, models=models)
 
 
+@cache
+def lanes() -> ClusterSpec:
+    """Return this machine's lanes as a cluster."""
+    return cluster_of(list(parse_lanes("auto", probe())))[0]
+
+
 def decided(policy: str, profile: Profile, factor: float) -> list[str]:
     """Return the decisions in the simulated world, in order."""
     workload = load(WORKLOAD)
-    spec, _ = cluster_of(list(parse_lanes("auto", probe())))
     model = Model(profile=scaled(profile, factor), costs=costs_of(profile, workload))
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        simulate(workload, spec, policy=policy, model=model, intra="companion", out=out)
+        simulate(workload, lanes(), policy=policy, model=model, intra="companion", out=out)
         return [what for what, _ in decisions(RunLog.open(out))]
 
 
@@ -91,11 +97,14 @@ def margin(policy: str, profile: Profile) -> float | None:
 def validated(out: Path, name: str, policies: Sequence[str], repeats: int) -> list[dict[str, Any]]:
     """Execute and simulate; return the numbers by policy."""
     chosen = [word for policy in policies for word in ("--policy", policy)]
-    known = ["--profile", str(out / "profile.json"), "--repeats", str(repeats)]
+    known = ["--profile", str(out / "profile.json"), "--repeats", str(repeats), "--at-pace"]
     tandem("validate", str(WORKLOAD), *chosen, *known, "--out", str(out / name))
     profile = load_profile(out / "profile.json")
+    manifest = json.loads((out / name / "validation.json").read_text(encoding="utf-8"))
     return [
-        one.as_dict() | {"decides_otherwise_at": margin(one.policy, profile)}
+        one.as_dict()
+        | {"decides_otherwise_at": margin(one.policy, profile)}
+        | {"pace": [p["pace"] for p in manifest["pairs"] if p["policy"] == one.policy]}
         for one in open_validation(out / name)
     ]
 

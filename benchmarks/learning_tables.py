@@ -23,10 +23,11 @@ BASE = "longer"
 
 
 def tables(reports: Sequence[dict[str, Any]]) -> str:
-    """Return all tables, as Markdown."""
+    """Return all tables, as Markdown. Of two like runs the later report's counts."""
     done = [r for report in reports for r in report["results"] if "error" not in r]
+    latest = {(r["name"], r["planned_steps"]): r for r in done if r.get("start") != OLD_START}
     # Of an older start of the network's layers: measured, but not what is there now.
-    results = [r for r in done if r.get("start") != OLD_START]
+    results = list(latest.values())
     parts = [
         _near(results),
         _compared(results, "samples", "At equal samples"),
@@ -120,9 +121,9 @@ def _near(results: Sequence[Result]) -> str:
 
 
 def _compared(results: Sequence[Result], group: str, title: str) -> str:
-    rows = _equal_samples(results) if group == "samples" else _of_group(results, group)
-    if group == "flops":
-        rows |= _no_more_flops(results)
+    rows = _equal_samples(results) if group == "samples" else _no_more_flops(results)
+    if group == "flops":  # runs with the whole budget, where there are some
+        rows |= _of_group(results, group)
     if not rows:
         return ""
     first = next((name for name in rows if name.startswith(BASE)), None)

@@ -52,6 +52,12 @@ def add_validate(subparsers: Any) -> None:
     validate.add_argument("--seed", type=int, default=0, help="of models and data (default: 0)")
     validate.add_argument("--out", required=True, metavar="DIR", help="folder for all of it")
     validate.add_argument("--quick", action="store_true", help="a quick profile")
+    validate.add_argument(
+        "--at-pace",
+        action="store_true",
+        help="before each execution time micro-batches again, and scale the profile by them: for a"
+        " machine whose speed drifts",
+    )
     validate.add_argument("--no-verify", action="store_true", help="do not compare jobs' bits")
     validate.add_argument("--json", action="store_true", help="print the numbers as JSON")
     validate.add_argument("--quiet", action="store_true", help="no progress")
@@ -74,7 +80,7 @@ def _validate(args: argparse.Namespace) -> int:
         text = Path(args.profile).read_text(encoding="utf-8")
         (folder / "profile.json").write_text(text, encoding="utf-8")
     world = _world(args, folder)
-    pairs: list[dict[str, str]] = []
+    pairs: list[dict[str, Any]] = []
     for repeat in range(args.repeats):  # policies take turns, so that a slow hour meets them all
         for policy in args.policy or _POLICIES:
             pairs.append(_pair(args, folder, world, policy, repeat))
@@ -85,15 +91,11 @@ def _validate(args: argparse.Namespace) -> int:
 
 def _profile(args: argparse.Namespace, folder: Path) -> None:
     """Measure what the workload needs."""
-    from traces import load
-
-    jobs = [job.elastic for job in load(args.trace).jobs()]
-    models = sorted({e.model for e in jobs if e is not None and e.model is not None})
-    batches = sorted({e.batch_size for e in jobs if e is not None and e.batch_size is not None})
+    cases = _cases(args)
     command = ["profile", "--lanes", args.devices, "--out", str(folder / "profile.json")]
-    for model in models:
+    for model in sorted({model for model, _ in cases}):
         command += ["--model", model]
-    for batch in batches:
+    for batch in sorted({batch for _, batch in cases}):
         command += ["--batch", str(batch)]
     _step(args, [*command, *(["--quick"] if args.quick else [])])
 
@@ -116,7 +118,7 @@ def _world(args: argparse.Namespace, folder: Path) -> list[str]:
     ]
     pd.DataFrame(rows).to_csv(folder / "nodes.csv", index=False)
     costs = costs_of(load_profile(folder / "profile.json"), load(args.trace))
-    said = ["--cluster", str(folder / "nodes.csv"), "--profile", str(folder / "profile.json")]
+    said = ["--cluster", str(folder / "nodes.csv")]
     for name in ("start", "save", "rescale"):
         said += ["--cost", f"{name}={getattr(costs, f'{name}_s')!r}"]
     return [*said, "--placement", args.placement, "--intra", args.intra]
@@ -124,18 +126,47 @@ def _world(args: argparse.Namespace, folder: Path) -> list[str]:
 
 def _pair(
     args: argparse.Namespace, folder: Path, world: Sequence[str], policy: str, repeat: int
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """Execute once and simulate what was executed."""
     name = f"{_safe(policy)}-{repeat + 1}"
+    profile = folder / "profile.json"
+    pace: dict[str, float] = {}
+    if args.at_pace:
+        profile, pace = _at_pace(args, folder, name)
     executed, simulated = f"executed-{name}", f"simulated-{name}"
     command = ["execute", args.trace, "--policy", policy, "--placement", args.placement]
     command += ["--intra", args.intra, "--devices", args.devices, "--seed", str(args.seed)]
-    command += ["--profile", str(folder / "profile.json"), "--out", str(folder / executed)]
+    command += ["--profile", str(profile), "--out", str(folder / executed)]
     command += ["--references", str(folder / "digests.json"), "--checkpoint-every", "0"]
     _step(args, [*command, "--no-report", *(["--no-verify"] if args.no_verify else [])])
     command = ["run", str(folder / executed), "--policy", policy, *world]
-    _step(args, [*command, "--out", str(folder / simulated), "--no-report"])
-    return {"policy": policy, "executed": executed, "simulated": simulated}
+    command += ["--profile", str(profile), "--out", str(folder / simulated), "--no-report"]
+    _step(args, command)
+    return {"policy": policy, "executed": executed, "simulated": simulated, "pace": pace}
+
+
+def _at_pace(args: argparse.Namespace, folder: Path, name: str) -> tuple[Path, dict[str, float]]:
+    """Write the profile of the machine as it is now; return where, and by what it was scaled."""
+    from executor.devices import parse_lanes
+    from executor.machine import probe
+    from executor.pace import at_pace, pace
+    from traces.profile_file import save
+    from traces.profile_sources import load_profile
+
+    measured = load_profile(folder / "profile.json")
+    factors = pace(measured, _cases(args), list(parse_lanes(args.devices, probe())))
+    path = folder / f"profile-{name}.json"
+    save(at_pace(measured, factors), path)
+    return path, factors
+
+
+def _cases(args: argparse.Namespace) -> list[tuple[str, int]]:
+    """What the workload runs: models at batch sizes per logical worker."""
+    from traces import load
+
+    jobs = [job.elastic for job in load(args.trace).jobs()]
+    cases = {(e.model, e.batch_size) for e in jobs if e is not None}
+    return sorted((model, batch) for model, batch in cases if model and batch)
 
 
 def _step(args: argparse.Namespace, command: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ from executor.agent import Agent
 from executor.clock import Message
 from executor.devices import DeviceLane
 from executor.errors import ExecutorError
-from executor.job import JobSpec
+from executor.jobspec import JobSpec
 from executor.pool import Place
 from policies.clock import CAPACITY, FINISH, TIMER, Moment
 from policies.contract import Listener
