@@ -313,10 +313,18 @@ class Books:
         return sorted(found, key=lambda job: (-job.since_s, -job.rank))
 
     def keep(self, job: JobState) -> None:
-        """Leave a stopped borrower where it is after all, if nobody took its place."""
+        """Leave a stopped borrower where it is after all, if nobody took its place.
+
+        If somebody did, it goes on elsewhere within the quota that those in line have left.
+        """
         if self.draft.keep(job):
             assert job.allocation is not None
             self._charge(job, job.allocation, 1)
+            return
+        facade = self.facade(job.shape.group or NONE, self.policy)
+        allocation = facade.placement.place(job.request, facade.free)
+        if allocation is not None:
+            self._enter(job, allocation)
 
     def lend(self) -> None:
         """Let the first in line of each virtual cluster run on what nobody else asks for.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from policies import Policy, Reason, make_policy
@@ -197,6 +197,10 @@ KNOWN = {
     ),
     placement=st.sampled_from(["count", "consolidated", "spread"]),
     at_s=st.integers(0, 40),
+)  # fmt: skip
+@example(  # a borrower that is called in has a place in its quota on the other type
+    [(0, 1, 1, "b", None)] * 2 + [(0, 2, 2, "b", None), (0, 2, 4, "b", None), (1, 1, 3, "a", None)],
+    "quota:inner=srtf,borrow=true", "count", 1,
 )  # fmt: skip
 def test_every_waiting_job_of_every_policy_has_a_reason(
     rows: list[tuple[int, int, int, str, str | None]], policy: str, placement: str, at_s: int
