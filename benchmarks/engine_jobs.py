@@ -19,7 +19,7 @@ from executor import events as e
 from executor.agent import Agent
 from executor.devices import DeviceLane
 from executor.faults import Fault
-from executor.job import JobSpec
+from executor.jobspec import JobSpec
 from executor.messages import Habits
 from executor.pool import WorkerPool
 from executor.shards import Sharding

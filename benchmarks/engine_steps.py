@@ -35,8 +35,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from executor.context import captured, enter
 from executor.exchange import Exchange
+from executor.layout import Layout
 from executor.reduce import order_of
-from executor.replica import Layout, Replica
+from executor.replica import Replica
 from executor.task import Task, TaskSpec
 from executor.workloads import dense_task, plain_loss
 

@@ -25,8 +25,6 @@ from executor.pool import Handle, Place, WorkerPool
 from executor.runner import Ending, Runner, Script
 from traces.workermap import WorkerMap
 
-__all__ = ["Job", "JobSpec"]
-
 _ATTACH_S = 120.0  # building a task may mean importing torch and making data
 
 

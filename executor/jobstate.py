@@ -14,9 +14,9 @@ from executor import messages as m
 from executor.crew import Crew
 from executor.devices import DeviceLane
 from executor.jobspec import JobSpec
+from executor.layout import StepReport
 from executor.pool import Handle, Place, WorkerPool
 from executor.regroup import Change
-from executor.replica import StepReport
 from executor.telling import Diary
 from executor.trouble import Trouble
 from executor.wanted import Wanted

@@ -36,9 +36,10 @@ import torch
 
 from executor.devices import DeviceLane
 from executor.exchange import Exchange
+from executor.layout import Layout
 from executor.levels import Agreement, configure
 from executor.reduce import BUCKET_BYTES, order_of
-from executor.replica import Layout, Replica
+from executor.replica import Replica
 from executor.task import Task, TaskSpec
 
 WARM_UP = 3

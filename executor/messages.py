@@ -15,8 +15,8 @@ from typing import Any, Literal
 from executor.devices import DeviceLane
 from executor.errors import ExecutorError
 from executor.faults import Fault
+from executor.layout import StepReport
 from executor.levels import Agreement
-from executor.replica import StepReport
 from executor.shards import Held, Reshuffle, ShardMap
 from executor.task import TaskSpec
 

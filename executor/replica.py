@@ -39,11 +39,12 @@ from executor.exchange import Exchange
 from executor.faults import Probe
 from executor.hashing import checksum
 from executor.holdings import Holdings
+from executor.layout import Layout, StepReport
 from executor.mail import Mail
 from executor.notice import Notice
 from executor.reduce import DenseReducer, Order
 from executor.rows import RefusedError, Rows
-from executor.shards import Held, Reshuffle, ShardMap
+from executor.shards import Held, Reshuffle
 from executor.task import Task
 from executor.tree import Block, Fold
 from executor.turns import Turns
@@ -51,39 +52,6 @@ from models.sparse.gradients import SparseGradient
 from models.train.step import Gradients
 
 STOP = 1  # a notice's flag: pause after this step
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """Which ranks each device of a generation holds, in rank order, and which device this is.
-
-    ``shards``: who owns which rows of the tables; None: every device has all.
-    """
-
-    blocks: tuple[range, ...]
-    index: int
-    shards: ShardMap | None = None
-
-    @property
-    def own(self) -> range:
-        """The ranks of this device."""
-        return self.blocks[self.index]
-
-    @property
-    def copied(self) -> range:
-        """The ranks whose contexts this device keeps a copy of: those of the device before it."""
-        return self.blocks[self.index - 1] if len(self.blocks) > 1 else range(0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepReport:
-    """A committed step: its number (counted from 1), mean loss, losses by rank, bytes sent."""
-
-    step: int
-    loss: float
-    losses: tuple[float, ...]
-    stop: bool
-    sent_bytes: int
 
 
 @dataclass(slots=True)

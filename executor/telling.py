@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from executor import events as e
-from executor.replica import StepReport
+from executor.layout import StepReport
 from traces.workermap import WorkerMap
 
 

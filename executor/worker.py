@@ -28,11 +28,12 @@ from executor.errors import ExecutorError, GarbageError, PeerLostError
 from executor.exchange import Exchange
 from executor.faults import Fault, KilledError, Probe
 from executor.hashing import context_digests, digests
+from executor.layout import Layout
 from executor.levels import configure
 from executor.mailbox import EXIT_ORPHAN, Mailbox
 from executor.operators import digests as battery_digests
 from executor.reduce import Order, order_of
-from executor.replica import Layout, Replica
+from executor.replica import Replica
 
 _PR_SET_PDEATHSIG = 1
 

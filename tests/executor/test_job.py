@@ -11,8 +11,8 @@ from executor import events as e
 from executor import messages as m
 from executor.agent import Agent
 from executor.job import Job
+from executor.layout import StepReport
 from executor.pool import Handle, WorkerPool
-from executor.replica import StepReport
 from tests.executorcases import LANES, MuteWorker, job, on
 from traces.workermap import WorkerMap
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from executor import events as e
-from executor.replica import StepReport
+from executor.layout import StepReport
 from executor.telling import Diary
 from tests.executorcases import on
 
