@@ -19,9 +19,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -30,6 +30,7 @@ from executor.cluster import cluster_of
 from executor.devices import parse_lanes
 from executor.execute import costs_of
 from executor.machine import probe
+from executor.pace import at_pace
 from policies.model import Model
 from reports.fidelity import decisions, open_validation
 from simulator.run import simulate
@@ -53,22 +54,6 @@ def tandem(*args: str) -> None:
     subprocess.run([sys.executable, str(ROOT / "tandem.py"), *args], check=True)
 
 
-def scaled(profile: Profile, factor: float) -> Profile:
-    """Return the profile of a machine whose steps take ``factor`` times as long."""
-    models = {
-        name: replace(
-            model,
-            microbatch_s={
-                batch: {kind: factor * s for kind, s in by_type.items()}
-                for batch, by_type in model.microbatch_s.items()
-            },
-            update_s={kind: factor * s for kind, s in model.update_s.items()},
-        )
-        for name, model in profile.models.items()
-    }
-    return replace(profile, models=models)
-
-
 @cache
 def lanes() -> ClusterSpec:
     """Return this machine's lanes as a cluster."""
@@ -78,7 +63,8 @@ def lanes() -> ClusterSpec:
 def decided(policy: str, profile: Profile, factor: float) -> list[str]:
     """Return the decisions in the simulated world, in order."""
     workload = load(WORKLOAD)
-    model = Model(profile=scaled(profile, factor), costs=costs_of(profile, workload))
+    slower = at_pace(profile, {node.gpu_type: factor for node in lanes().nodes})
+    model = Model(profile=slower, costs=costs_of(profile, workload))
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         simulate(workload, lanes(), policy=policy, model=model, intra="companion", out=out)
@@ -99,8 +85,10 @@ def validated(out: Path, name: str, policies: Sequence[str], repeats: int) -> li
     chosen = [word for policy in policies for word in ("--policy", policy)]
     known = ["--profile", str(out / "profile.json"), "--repeats", str(repeats), "--at-pace"]
     tandem("validate", str(WORKLOAD), *chosen, *known, "--out", str(out / name))
-    profile = load_profile(out / "profile.json")
     manifest = json.loads((out / name / "validation.json").read_text(encoding="utf-8"))
+    paces = [pair["pace"] for pair in manifest["pairs"]]
+    usual = {kind: fmean(pace[kind] for pace in paces) for kind in paces[0]}
+    profile = at_pace(load_profile(out / "profile.json"), usual)
     return [
         one.as_dict()
         | {"decides_otherwise_at": margin(one.policy, profile)}
