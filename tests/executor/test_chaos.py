@@ -104,7 +104,8 @@ class Striker(threading.Thread):
     def end(self) -> None:
         """Let everybody who is stopped go on, and send nothing more."""
         self._over.set()
-        self.join()
+        if self.ident is not None:  # else what ended the test came before it began
+            self.join()
 
     def _struck(self, strike: Strike) -> list[int]:
         jobs = list(self._prey.jobs)
