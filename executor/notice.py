@@ -2,12 +2,13 @@
 
 To all: flags, a checksum of the replica (0 if there is no audit), the losses of its ranks. To the
 device that keeps copies of them: its ranks' contexts after the step. To each device: partial sums
-of the sparse rows that it sums. Contexts and rows carry checksums of their own.
+of the sparse rows that it sums. A checksum covers all but the rows, which have their own.
 """
 
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from executor import packing, sparse
 from executor.errors import ExecutorError, GarbageError
 from models.sparse.gradients import SparseGradient
 
+_SEAL = struct.Struct("<qI")  # how many bytes come before the rows, and their checksum
 _FIXED = struct.Struct("<qqii")  # flags, checksum, numbers of losses and of contexts
 _CONTEXT = struct.Struct("<qq")  # rank, size
 
@@ -51,26 +53,27 @@ def written(
     for device in range(size):
         given = copies if device in to else []
         head = _FIXED.pack(said.flags, said.checksum, len(said.losses), len(given) // 2)
+        body = b"".join((head, losses, *given))
         packed = packing.pack(None, rows[device]) if rows[device] else b""
-        found.append(b"".join((head, losses, *given, packed)))
+        found.append(_SEAL.pack(len(body), zlib.crc32(body)) + body + packed)
     return found
 
 
 def read(message: bytes, device: int, step: int) -> Notice:
     """Return what a device wrote. Raises GarbageError if it is damaged."""
     try:
-        flags, checksum, num_losses, num_contexts = _FIXED.unpack_from(message)
+        body, rest = _unsealed(message)
+        flags, checksum, num_losses, num_contexts = _FIXED.unpack_from(body)
         at = _FIXED.size
-        losses = struct.unpack_from(f"<{num_losses}d", message, at)
+        losses = struct.unpack_from(f"<{num_losses}d", body, at)
         at += 8 * num_losses
         contexts = {}
         for _ in range(num_contexts):
-            rank, size = _CONTEXT.unpack_from(message, at)
+            rank, size = _CONTEXT.unpack_from(body, at)
             at += _CONTEXT.size
-            contexts[rank] = message[at : at + size]
+            contexts[rank] = body[at : at + size]
             at += size
-            packing.check(contexts[rank], f"the context of rank {rank}")
-        rows = packing.unpack(message[at:])[1] if message[at:] else {}
+        rows = packing.unpack(rest)[1] if rest else {}
     except (ExecutorError, struct.error) as error:
         raise GarbageError(
             "what a device sent is damaged",
@@ -84,6 +87,15 @@ def read(message: bytes, device: int, step: int) -> Notice:
         contexts=contexts,
         sums=sparse.gradients(rows),
     )
+
+
+def _unsealed(message: bytes) -> tuple[bytes, bytes]:
+    """Return what comes before the rows, and the rows."""
+    length, seal = _SEAL.unpack_from(message)
+    body = message[_SEAL.size :][:length]
+    if zlib.crc32(body) != seal:
+        raise ExecutorError("wrong checksum", where="what is not rows")
+    return body, message[_SEAL.size + length :]
 
 
 def audit(notices: Sequence[Notice], step: int) -> None:
