@@ -86,13 +86,13 @@ def validated(out: Path, name: str, policies: Sequence[str], repeats: int) -> li
     known = ["--profile", str(out / "profile.json"), "--repeats", str(repeats), "--at-pace"]
     tandem("validate", str(WORKLOAD), *chosen, *known, "--out", str(out / name))
     manifest = json.loads((out / name / "validation.json").read_text(encoding="utf-8"))
-    paces = [pair["pace"] for pair in manifest["pairs"]]
+    paces = [pace for pair in manifest["pairs"] for pace in pair["paces"]]
     usual = {kind: fmean(pace[kind] for pace in paces) for kind in paces[0]}
     profile = at_pace(load_profile(out / "profile.json"), usual)
     return [
         one.as_dict()
         | {"decides_otherwise_at": margin(one.policy, profile)}
-        | {"pace": [p["pace"] for p in manifest["pairs"] if p["policy"] == one.policy]}
+        | {"paces": [p["paces"] for p in manifest["pairs"] if p["policy"] == one.policy]}
         for one in open_validation(out / name)
     ]
 

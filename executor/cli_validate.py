@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from traces.errors import UsageError
@@ -55,8 +56,8 @@ def add_validate(subparsers: Any) -> None:
     validate.add_argument(
         "--at-pace",
         action="store_true",
-        help="before each execution time micro-batches again, and scale the profile by them: for a"
-        " machine whose speed drifts",
+        help="before and after each execution time steps again, and scale the profile by them: for"
+        " a machine whose speed drifts",
     )
     validate.add_argument("--no-verify", action="store_true", help="do not compare jobs' bits")
     validate.add_argument("--json", action="store_true", help="print the numbers as JSON")
@@ -121,6 +122,7 @@ def _world(args: argparse.Namespace, folder: Path) -> list[str]:
     said = ["--cluster", str(folder / "nodes.csv")]
     for name in ("start", "save", "rescale"):
         said += ["--cost", f"{name}={getattr(costs, f'{name}_s')!r}"]
+    said += ["--cost", f"drain={costs.drain_steps!r}"]
     return [*said, "--placement", args.placement, "--intra", args.intra]
 
 
@@ -130,34 +132,45 @@ def _pair(
     """Execute once and simulate what was executed."""
     name = f"{_safe(policy)}-{repeat + 1}"
     profile = folder / "profile.json"
-    pace: dict[str, float] = {}
+    paces: list[dict[str, float]] = []
     if args.at_pace:
-        profile, pace = _at_pace(args, folder, name)
+        profile = folder / f"profile-{name}.json"
+        paces.append(_pace(args, folder))
+        _scaled(folder, paces, profile)
     executed, simulated = f"executed-{name}", f"simulated-{name}"
     command = ["execute", args.trace, "--policy", policy, "--placement", args.placement]
     command += ["--intra", args.intra, "--devices", args.devices, "--seed", str(args.seed)]
     command += ["--profile", str(profile), "--out", str(folder / executed)]
     command += ["--references", str(folder / "digests.json"), "--checkpoint-every", "0"]
     _step(args, [*command, "--no-report", *(["--no-verify"] if args.no_verify else [])])
+    if args.at_pace:
+        paces.append(_pace(args, folder))
+        _scaled(folder, paces, profile)
     command = ["run", str(folder / executed), "--policy", policy, *world]
     command += ["--profile", str(profile), "--out", str(folder / simulated), "--no-report"]
     _step(args, command)
-    return {"policy": policy, "executed": executed, "simulated": simulated, "pace": pace}
+    return {"policy": policy, "executed": executed, "simulated": simulated, "paces": paces}
 
 
-def _at_pace(args: argparse.Namespace, folder: Path, name: str) -> tuple[Path, dict[str, float]]:
-    """Write the profile of the machine as it is now; return where, and by what it was scaled."""
+def _pace(args: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Measure how fast the machine is now."""
     from executor.devices import parse_lanes
     from executor.machine import probe
-    from executor.pace import at_pace, pace
+    from executor.pace import pace
+    from traces.profile_sources import load_profile
+
+    lanes = list(parse_lanes(args.devices, probe()))
+    return pace(load_profile(folder / "profile.json"), _cases(args), lanes)
+
+
+def _scaled(folder: Path, paces: Sequence[dict[str, float]], path: Path) -> None:
+    """Write the profile of the machine at the mean of its paces."""
+    from executor.pace import at_pace
     from traces.profile_file import save
     from traces.profile_sources import load_profile
 
-    measured = load_profile(folder / "profile.json")
-    factors = pace(measured, _cases(args), list(parse_lanes(args.devices, probe())))
-    path = folder / f"profile-{name}.json"
-    save(at_pace(measured, factors), path)
-    return path, factors
+    mean = {kind: fmean(one[kind] for one in paces) for kind in paces[0]}
+    save(at_pace(load_profile(folder / "profile.json"), mean), path)
 
 
 def _cases(args: argparse.Namespace) -> list[tuple[str, int]]:

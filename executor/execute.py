@@ -255,7 +255,8 @@ def _made(
 def costs_of(profile: Profile, workload: Workload) -> Costs:
     """Return what a profile says of starting, stopping and rescaling, averaged over the jobs.
 
-    A restart pays a start again; a checkpoint is written while the devices are held.
+    A restart pays a start again; a checkpoint is written while the devices are held. A job that is
+    to leave or to move does so at the next step boundary, in the middle of a step on average.
     """
     names = [job.elastic.model for job in workload.jobs() if job.elastic is not None]
     used = [profile.models[name] for name in names if name is not None]
@@ -263,6 +264,7 @@ def costs_of(profile: Profile, workload: Workload) -> Costs:
         start_s=_mean([m.start_s for m in used]),
         save_s=_mean([m.checkpoint_s for m in used]),
         rescale_s=_mean([m.rescale_s for m in used]),
+        drain_steps=0.5,
     )
 
 

@@ -120,6 +120,21 @@ class Agreement:
             raise DataError(f"not an agreement on a level: {error}", value=dict(values)) from None
 
 
+def usual_level(lanes: Sequence[DeviceLane]) -> Level:
+    """Return D1 if all lanes run the same kernels or D2 could not stretch over them, else D2."""
+    alike = len({lane.kernels for lane in lanes}) == 1
+    mixed = len({lane.cuda_index is not None for lane in lanes}) > 1
+    return Level.D1 if alike or mixed else Level.D2
+
+
+def together(level: Level, lanes: Sequence[DeviceLane]) -> list[list[DeviceLane]]:
+    """Return the lanes by those that one job may have together at a level."""
+    if level is Level.D2:
+        return [list(lanes)]
+    kinds = dict.fromkeys(lane.kernels for lane in lanes)
+    return [[lane for lane in lanes if lane.kernels == kind] for kind in kinds]
+
+
 def agree(level: Level, lanes: Sequence[DeviceLane]) -> Agreement:
     """Return what ``lanes``, all those that the job may ever get, have in common at a level.
 

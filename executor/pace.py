@@ -2,27 +2,29 @@
 
 The speed of a machine drifts: others share it, its clock follows its heat. Virtual machines have
 been seen to change by a tenth within minutes. A profile is of the minutes in which it was measured.
-So before an execution whose times matter, micro-batches are timed again on all lanes at once, for a
-few seconds, and the profile's times are scaled by what they took.
+So around an execution whose times matter, steps of small jobs on all lanes at once are timed again,
+for a few seconds, and the profile's times are scaled by what they took.
 
-Leaves out: what the speed does after that.
+Leaves out: what the speed does between two measurements.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import replace
 
-from executor.alone import Alone
 from executor.devices import DeviceLane
-from executor.levels import Level, agree
+from executor.levels import agree, together, usual_level
+from executor.trials import Trials, apart
+from policies.rates import step_time_of
 from traces.profile import BY_TYPE, Profile, ReduceCost, Transfer
+from traces.workermap import WorkerMap
 
 SECONDS = 3.0
+_WORKERS = 2  # logical workers of a job
 
 
 def pace(
@@ -32,23 +34,27 @@ def pace(
     *,
     seconds: float = SECONDS,
 ) -> dict[str, float]:
-    """Return by GPU type how many times as long a micro-batch takes now as the profile says.
+    """Return by GPU type how many times as long a job's step takes now as the profile says.
 
-    Means over ``cases`` (a model and a batch size per logical worker, ``seconds`` each, each must
-    be in the profile) and over the lanes of a type. Raises DataError if a process fails.
+    Means over ``cases`` (a model and a batch size per logical worker, about ``seconds`` each, each
+    must be in the profile) and over the lanes of a type; a job on every lane at once, as far as
+    they share no core and one level stretches over them. Raises ExecutorError if a job fails.
     """
     found: dict[str, list[float]] = defaultdict(list)
-    with ExitStack() as stack:
-        alone = [
-            stack.enter_context(Alone(lane, agree(Level.D1, [lane]), cases, seconds))
-            for lane in lanes
-        ]
-        threads = stack.enter_context(ThreadPoolExecutor(len(alone)))
-        for process, samples in zip(alone, threads.map(Alone.round, alone), strict=True):
-            kind = process.lane.gpu_type
-            for (model, batch), one in samples.items():
-                said_s = profile.rates(model, batch).seconds(kind)
-                found[kind].append(statistics.median(one.micro_s) / said_s)
+    level = usual_level(lanes)
+    for group in together(level, lanes):
+        places = apart(group)
+        maps = [WorkerMap.of([place], [_WORKERS]) for place in places]
+        with Trials(group, agree(level, group)) as trials:
+            for model, batch in cases:
+                rates = profile.rates(model, batch)
+                kinds = [group[place[1]].gpu_type for place in places]
+                said = [step_time_of(rates, ((kind, _WORKERS),)).total_s for kind in kinds]
+                trials.at_once(model, batch, maps, steps=1)  # so that all are warm
+                steps = math.ceil(seconds / max(said))
+                times = trials.at_once(model, batch, maps, steps=steps)
+                for kind, said_s, one in zip(kinds, said, times, strict=True):
+                    found[kind].append(statistics.median(one) / said_s)
     return {kind: statistics.fmean(factors) for kind, factors in found.items()}
 
 

@@ -8,12 +8,14 @@ work). Its cost over K devices is a line through two sizes of gradient. The rows
 are exchanged too, and sorted and merged; a model that has some is given, in place of the bytes of
 its dense gradient, as many as would take as long.
 
+On CPU lanes what a process measures alone is processor time (``executor.measure``). A job waits for
+more: its micro-batches are taken to be longer by as much as one more logical worker adds to a job's
+step, by the clock, than it should. Steps of several devices can only be timed by the clock, too, so
+on a busy machine all of this is too long. The profile notes how much of their cores the measuring
+processes had.
+
 At last the finished profile predicts the steps of *held-out* worker maps, which were not used for
 it: uneven ones, and mixed types where the level admits them. Their relative errors are in the file.
-
-On CPU lanes what a process measures alone is processor time (``executor.measure``); steps of
-several devices can only be timed by the clock, so on a busy machine they and what comes of them are
-too long. The profile notes how much of their cores the measuring processes had.
 
 All of it takes turns, in short rounds, so that a machine that is busy for a while is busy for all;
 and what is reported is the median, because a run will meet the machine as it is. The whole is at
@@ -27,36 +29,40 @@ machines, and contention of jobs with each other.
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from executor.alone import Alone
+from executor.deriving import (
+    REDUCED,
+    Case,
+    Group,
+    dilation,
+    effective_bytes,
+    even_maps,
+    reduction,
+    single_maps,
+    switch_s,
+    update_s,
+    usual,
+    usual_interval,
+    widest_maps,
+)
 from executor.devices import DeviceLane
 from executor.fingerprint import fingerprint
-from executor.levels import Agreement, Level, agree
+from executor.levels import Level, agree, together, usual_level
 from executor.machine import Machine
-from executor.measure import Samples
 from executor.pool import Place
 from executor.presets import model_task
 from executor.trials import Costs, Trials, apart
 from policies.rates import step_time_of
 from traces.errors import UsageError
-from traces.profile import ModelProfile, PredictionError, Profile, ReduceCost, Transfer
+from traces.profile import ModelProfile, PredictionError, Profile, ReduceCost
 from traces.workermap import WorkerMap
-
-_REDUCED = ("dense:width=64", "dense:width=512")  # two sizes of gradient, hardly any work
-_MOST_DEVICES = 4
-_USUAL = 50.0  # percentile that is reported
-
-Case = tuple[str, int]
-"""A model and a batch size per logical worker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,19 +102,6 @@ class Profiled:
     level: Level
 
 
-@dataclass(slots=True)
-class _Group:
-    """Lanes that one job may have together at a level, and what was measured on them.
-
-    ``alone``: by GPU type and case; ``steps``: by case and worker map, seconds.
-    """
-
-    lanes: Sequence[DeviceLane]
-    agreement: Agreement
-    alone: dict[str, dict[Case, Samples]] = field(default_factory=dict)
-    steps: dict[tuple[Case, WorkerMap], list[float]] = field(default_factory=dict)
-
-
 def profile(
     models: Sequence[str],
     batches: Sequence[int],
@@ -121,8 +114,8 @@ def profile(
 ) -> Profiled:
     """Measure models at batch sizes (per logical worker) on lanes; takes minutes, quick less.
 
-    ``level`` None: D1 if all lanes run the same kernels, else D2. Raises UsageError for models that
-    are not known and for a level that the lanes do not have, DataError if a process fails.
+    ``level`` None: :func:`~executor.levels.usual_level`. Raises UsageError for models that are not
+    known and for a level that the lanes do not have, DataError if a process fails.
     """
     effort = Effort() if effort is None else effort
     if not models or not batches or not lanes:
@@ -130,10 +123,10 @@ def profile(
     for model in models:
         model_task(model, min(batches), 1)
     if level is None:
-        level = Level.D1 if len({lane.kernels for lane in lanes}) == 1 else Level.D2
+        level = usual_level(lanes)
     began = time.monotonic()
     cases = [(model, batch) for model in models for batch in sorted(set(batches))]
-    groups = _groups(lanes, level)
+    groups = [Group(some, agree(level, some)) for some in together(level, lanes)]
     costs: dict[str, Costs] = {}
     with ExitStack() as stack:
         trials = [stack.enter_context(Trials(g.lanes, g.agreement)) for g in groups]
@@ -145,7 +138,7 @@ def profile(
         for number in range(effort.rounds):
             say(f"round {number + 1} of {effort.rounds}")
             for group, process in alone:
-                _join(group.alone.setdefault(process.lane.gpu_type, {}), process.round())
+                group.add(process.lane.gpu_type, process.round())
             for number_of_group, group in enumerate(groups):
                 _steps(group, trials[number_of_group], cases, number_of_group == 0, effort)
         for model in models:
@@ -156,40 +149,28 @@ def profile(
     return Profiled(profile=_with_error(profile, held), held_out=held, level=level)
 
 
-def _groups(lanes: Sequence[DeviceLane], level: Level) -> list[_Group]:
-    if level is Level.D2:
-        return [_Group(lanes, agree(level, lanes))]
-    kinds = dict.fromkeys(lane.kernels for lane in lanes)
-    together = [[lane for lane in lanes if lane.kernels == kind] for kind in kinds]
-    return [_Group(some, agree(level, some)) for some in together]
-
-
 def _asked(
-    group: _Group, cases: Sequence[Case], *, first: bool
+    group: Group, cases: Sequence[Case], *, first: bool
 ) -> list[tuple[DeviceLane, Sequence[Case]]]:
     """One lane of each type with what it is to measure; the first of all the reduction's too."""
     by_type = {lane.gpu_type: lane for lane in reversed(group.lanes)}
     lanes = list(dict.fromkeys(by_type[lane.gpu_type] for lane in group.lanes))
-    extra = [(model, 1) for model in _REDUCED] if first else []
+    extra = [(model, 1) for model in REDUCED] if first else []
     return [(lane, [*cases, *(extra if lane is lanes[0] else [])]) for lane in lanes]
 
 
-def _join(before: dict[Case, Samples], found: Mapping[Case, Samples]) -> None:
-    for case, samples in found.items():
-        before[case] = before[case].joined(samples) if case in before else samples
-
-
 def _steps(
-    group: _Group, trials: Trials, cases: Sequence[Case], first: bool, effort: Effort
+    group: Group, trials: Trials, cases: Sequence[Case], first: bool, effort: Effort
 ) -> None:
     """A round of steps on every worker map: the reduction's, and those that are held out."""
     asked = [(case, one) for case in _smallest(cases) for one in _held_out_maps(group)]
-    asked += [(case, one) for case in _smallest(cases) for one in _single_maps(group).values()]
+    for maps in single_maps(group).values():
+        asked += [(case, one) for case in _smallest(cases) for one in maps]
     if first:
-        even = _even_maps(group.lanes)
-        asked += [((model, 1), one) for model in _REDUCED for one in even]
+        asked += [((model, 1), one) for model in REDUCED for one in even_maps(group.lanes)]
         alone = group.alone[group.lanes[0].gpu_type]
-        asked += [(case, even[-1]) for case in _smallest(cases) if alone[case].has_tables]
+        tables = [case for case in _smallest(cases) if alone[case].has_tables]
+        asked += [(case, one) for case in tables for one in widest_maps(group.lanes)]
     for case, one in asked:
         times = trials.step_s(*case, one, steps=effort.steps)
         group.steps.setdefault((case, one), []).extend(times)
@@ -200,72 +181,8 @@ def _smallest(cases: Sequence[Case]) -> list[Case]:
     return list({model: (model, batch) for model, batch in reversed(cases)}.values())[::-1]
 
 
-def _single_maps(group: _Group) -> dict[str, WorkerMap]:
-    """One logical worker on one lane, for each type."""
-    maps: dict[str, WorkerMap] = {}
-    for place in apart(group.lanes):
-        maps.setdefault(group.lanes[place[1]].gpu_type, WorkerMap.of([place], [1]))
-    return maps
-
-
-def _even_maps(lanes: Sequence[DeviceLane]) -> list[WorkerMap]:
-    """One logical worker on each of 1, 2, ... lanes of the first one's type."""
-    places = [p for p in apart(lanes) if lanes[p[1]].gpu_type == lanes[0].gpu_type]
-    counts = range(1, min(len(places), _MOST_DEVICES) + 1)
-    return [WorkerMap.of(places[:k], [1] * k) for k in counts]
-
-
-def _reduction(group: _Group) -> ReduceCost:
-    """Seconds of a reduction over 1, 2, ... devices of the first lane's type, by bytes."""
-    alone = group.alone[group.lanes[0].gpu_type]
-    sizes = [alone[model, 1].gradient_bytes for model in _REDUCED]
-    by_devices: dict[int, Transfer] = {}
-    for one in _even_maps(group.lanes):
-        rest = []
-        for model in _REDUCED:
-            own = usual(alone[model, 1].micro_s) + usual(alone[model, 1].update_s)
-            rest.append(max(0.0, usual(group.steps[(model, 1), one]) - own))
-        by_devices[len(one.gpus)] = line(sizes[0], rest[0], sizes[1], rest[1])
-    return ReduceCost(by_devices=by_devices)
-
-
-def _update_s(group: _Group, case: Case, gpu_type: str, reduce: ReduceCost) -> float:
-    """What a step of one logical worker takes beside its micro-batch and the reduction.
-
-    The optimizer, and what the engine does once a step however many logical workers there are.
-    """
-    alone = group.alone[gpu_type][case]
-    own = reduce.by_devices[1]
-    one = _single_maps(group).get(gpu_type)
-    if one is None:  # its lane shares a core with another, and takes no part in trials
-        return usual(alone.update_s)
-    rest_s = usual(group.steps[case, one]) - usual(alone.micro_s)
-    rest_s -= own.latency_s + alone.gradient_bytes / own.bytes_per_s
-    return max(usual(alone.update_s), rest_s)
-
-
-def _effective_bytes(group: _Group, case: Case, reduce: ReduceCost) -> float:
-    """Bytes whose reduction would take as long as that of the model, its sparse rows included."""
-    alone = group.alone[group.lanes[0].gpu_type][case]
-    one = _even_maps(group.lanes)[-1]
-    cost = reduce.by_devices[len(one.gpus)]
-    if not alone.has_tables or len(one.gpus) == 1 or not math.isfinite(cost.bytes_per_s):
-        return float(alone.gradient_bytes)
-    update_s = _update_s(group, case, group.lanes[0].gpu_type, reduce)
-    rest = usual(group.steps[case, one]) - usual(alone.micro_s) - update_s
-    return max(float(alone.gradient_bytes), (rest - cost.latency_s) * cost.bytes_per_s)
-
-
-def line(small_bytes: float, small_s: float, large_bytes: float, large_s: float) -> Transfer:
-    """Return latency and rate of a reduction from two sizes; bytes that cost nothing are free."""
-    if large_s <= small_s:
-        return Transfer((small_s + large_s) / 2, float("inf"))
-    bytes_per_s = (large_bytes - small_bytes) / (large_s - small_s)
-    return Transfer(max(0.0, small_s - small_bytes / bytes_per_s), bytes_per_s)
-
-
 def _costs(
-    groups: Sequence[_Group], trials: Sequence[Trials], model: str, batch: int, effort: Effort
+    groups: Sequence[Group], trials: Sequence[Trials], model: str, batch: int, effort: Effort
 ) -> Costs:
     """Costs of a model, on the first group of lanes that has two to move between."""
     several = [i for i, group in enumerate(groups) if len(apart(group.lanes)) > 1]
@@ -278,16 +195,17 @@ def _costs(
     return trials[number].costs(model, batch, maps, repeats=repeats)
 
 
-def _held_out_maps(group: _Group) -> list[WorkerMap]:
+def _held_out_maps(group: Group) -> list[WorkerMap]:
     return held_out_maps(apart(group.lanes), [lane.gpu_type for lane in group.lanes])
 
 
 def held_out_maps(places: Sequence[Place], types: Sequence[str]) -> list[WorkerMap]:
-    """Return maps of four logical workers that are used for nothing but to check predictions.
+    """Return maps that are used for nothing but to check predictions.
 
-    On one device; uneven over two of each pair of types, the more on either; over three.
+    Two logical workers on one device; four unevenly over two of each pair of types, the more on
+    either, and over three.
     """
-    maps = [WorkerMap.of(places[:1], [4])]
+    maps = [WorkerMap.of(places[:1], [2])]
     pairs: dict[frozenset[str], tuple[Place, Place]] = {}
     for i, first in enumerate(places):
         for second in places[i + 1 :]:
@@ -299,7 +217,7 @@ def held_out_maps(places: Sequence[Place], types: Sequence[str]) -> list[WorkerM
     return maps
 
 
-def _held_out(group: _Group, cases: Sequence[Case]) -> list[HeldOut]:
+def _held_out(group: Group, cases: Sequence[Case]) -> list[HeldOut]:
     types = [lane.gpu_type for lane in group.lanes]
     return [
         HeldOut(
@@ -328,7 +246,7 @@ def _with_error(profile: Profile, held: Sequence[HeldOut]) -> Profile:
 
 
 def _assembled(
-    groups: Sequence[_Group],
+    groups: Sequence[Group],
     cases: Sequence[Case],
     costs: Mapping[str, Costs],
     machine: Machine,
@@ -337,8 +255,8 @@ def _assembled(
 ) -> Profile:
     types = [gpu_type for group in groups for gpu_type in group.alone]
     shares = [s.share for group in groups for alone in group.alone.values() for s in alone.values()]
-    reduce = _reduction(groups[0])
-    size = {case[0]: _effective_bytes(groups[0], case, reduce) for case in _smallest(cases)}
+    reduce = reduction(groups[0])
+    size = {case[0]: effective_bytes(groups[0], case, reduce) for case in _smallest(cases)}
     models = {
         case[0]: _model(case, groups, costs[case[0]], size[case[0]], reduce)
         for case in _smallest(cases)
@@ -361,7 +279,7 @@ def _assembled(
 
 def _model(
     case: Case,
-    groups: Sequence[_Group],
+    groups: Sequence[Group],
     costs: Costs,
     gradient_bytes: float,
     reduce: ReduceCost,
@@ -375,15 +293,17 @@ def _model(
     update: dict[str, float] = {}
     of_types = [(group, *pair) for group in groups for pair in group.alone.items()]
     for group, gpu_type, alone in of_types:
+        longer = dilation(group, case, gpu_type)
         for (name, batch), samples in alone.items():
             if name != model:
                 continue
-            micro.setdefault(batch, {})[gpu_type] = usual(samples.micro_s)
-            interval.setdefault(batch, {})[gpu_type] = usual_interval(samples.micro_s)
+            low, high = usual_interval(samples.micro_s)
+            micro.setdefault(batch, {})[gpu_type] = usual(samples.micro_s) * longer
+            interval.setdefault(batch, {})[gpu_type] = (low * longer, high * longer)
             memory.setdefault(batch, {})[gpu_type] = float(samples.memory_mib)
             switch.setdefault(gpu_type, switch_s(samples))
             if (name, batch) == case:
-                update[gpu_type] = _update_s(group, case, gpu_type, reduce)
+                update[gpu_type] = update_s(group, case, gpu_type, reduce)
     return ModelProfile(
         microbatch_s=micro,
         interval_s=interval,
@@ -395,27 +315,6 @@ def _model(
         rescale_s=costs.rescale_s if costs.rescales else None,
         checkpoint_s=costs.checkpoint_s,
     )
-
-
-def usual(values: Sequence[float]) -> float:
-    """Return the median: what a thing takes on the machine as it is."""
-    return float(np.percentile(values, _USUAL))
-
-
-def usual_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the median."""
-    generator = np.random.default_rng(0)
-    drawn = generator.choice(np.asarray(values), size=(1000, len(values)))
-    low, high = np.percentile(np.percentile(drawn, _USUAL, axis=1), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def switch_s(samples: Samples) -> float:
-    """Return what a step gains per logical worker, less a micro-batch; never below 0."""
-    counts = sorted(samples.steps_s)
-    times = [usual(samples.steps_s[n]) for n in counts]
-    slope = float(np.polyfit(counts, times, 1)[0])
-    return max(0.0, slope - usual(samples.unslowed_s))
 
 
 def as_json(profiled: Profiled) -> dict[str, Any]:

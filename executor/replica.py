@@ -26,7 +26,7 @@ Leaves out: who decides what is done after a break (``executor.job``).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -245,10 +245,13 @@ class Replica:
         """Return the contexts of our ranks after the last committed step, in rank order."""
         return [c for _, c in sorted(self._held[self.step].own.items())]
 
-    def do_step(self, *, stop: bool = False, gather_contexts: bool = False) -> StepReport:
+    def do_step(
+        self, *, stop: Callable[[], bool] = lambda: False, gather_contexts: bool = False
+    ) -> StepReport:
         """Do one step with the other devices, and commit it.
 
-        ``stop``: ask everybody to pause after it; the report says whether anybody did.
+        ``stop``: whether to ask everybody to pause after it, called when the micro-batches are done
+        (so that a wish is not a step late); the report says whether anybody did.
         ``gather_contexts``: device 0 gets the contexts of all ranks (all devices must agree).
 
         Raises PeerLostError when another device is gone, GarbageError when one sent what cannot be
@@ -270,7 +273,7 @@ class Replica:
         )
         self._now("exchange")
         damage = self.probe("exchange", self.step, own) == "damage"
-        said = self._said(STOP if stop else 0, losses, partials, drafts)
+        said = self._said(STOP if stop() else 0, losses, partials, drafts)
         reducer.launch_rest()
         notices = self._swapped(mail, said, drafts, gather_contexts=gather_contexts, damage=damage)
         notice.audit(notices, self.step)

@@ -69,11 +69,22 @@ class Trials:
 
     def step_s(self, model: str, batch: int, worker_map: WorkerMap, *, steps: int) -> list[float]:
         """Return the seconds of ``steps`` steps of a new job on a worker map."""
-        spec = self._spec(model, batch, worker_map.num_workers)
-        self._agent.start(spec, worker_map, pause_at=WARM_UP + steps)
-        events = self._agent.settle(spec.job_id)
-        self._end(spec.job_id)
-        return _seconds(events)[WARM_UP:]
+        return self.at_once(model, batch, [worker_map], steps=steps)[0]
+
+    def at_once(
+        self, model: str, batch: int, worker_maps: Sequence[WorkerMap], *, steps: int
+    ) -> list[list[float]]:
+        """Return the seconds of ``steps`` steps of new jobs that run beside one another.
+
+        A job on each worker map; no two maps may have a lane in common.
+        """
+        specs = [self._spec(model, batch, one.num_workers) for one in worker_maps]
+        for spec, worker_map in zip(specs, worker_maps, strict=True):
+            self._agent.start(spec, worker_map, pause_at=WARM_UP + steps)
+        events = [event for spec in specs for event in self._agent.settle(spec.job_id)]
+        for spec in specs:
+            self._end(spec.job_id)
+        return [_seconds(events, spec.job_id)[WARM_UP:] for spec in specs]
 
     def costs(self, model: str, batch: int, maps: Sequence[WorkerMap], *, repeats: int) -> Costs:
         """Return what start, rescale (through ``maps`` in turn) and checkpoint cost.
@@ -88,7 +99,7 @@ class Trials:
                 spec = self._spec(model, batch, num_workers, folder=folder)
                 self._agent.start(spec, maps[0], pause_at=WARM_UP)
                 events = self._agent.settle(spec.job_id)
-                typical = statistics.median(_seconds(events)[1:])
+                typical = statistics.median(_seconds(events, spec.job_id)[1:])
                 starts += [
                     max(0.0, event.seconds - typical)
                     for event in events
@@ -136,5 +147,7 @@ class Trials:
         self._agent.wait(lambda event: isinstance(event, e.Stopped) and event.job_id == job_id)
 
 
-def _seconds(events: Iterable[e.Event]) -> list[float]:
-    return [event.seconds for event in events if isinstance(event, e.Progress)]
+def _seconds(events: Iterable[e.Event], job_id: str) -> list[float]:
+    """Seconds of a job's steps, in order."""
+    steps = (event for event in events if isinstance(event, e.Progress))
+    return [event.seconds for event in steps if event.job_id == job_id]

@@ -294,10 +294,13 @@ class Worker:
             return
         replica, job = self._attached()
         every = job.habits.checkpoint_every if job.habits.folder else 0
+
+        def stop() -> bool:
+            return self._mail.paused_run >= order.number
+
         try:
             while replica.step < order.until:
                 due = every > 0 and (replica.step + 1) % every == 0
-                stop = self._mail.paused_run >= order.number
                 report = replica.do_step(stop=stop, gather_contexts=due)
                 digest_every = job.habits.digest_every
                 told = digest_every > 0 and report.step % digest_every == 0

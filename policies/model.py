@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,14 @@ from traces.profile import JobRates
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """Seconds charged every time.
+    """What transitions cost, charged every time; seconds, but for ``drain_steps``.
 
     ``start_s``: a first start. ``restore_s``: a start after a preemption or failure (loading a
     checkpoint comes on top of ``start_s``). ``save_s``: after a preemption the devices are held
     that long to save the state (where it is saved). ``migrate_s``: a move to other devices.
     ``rescale_s``: an elastic job's change of devices, whether their number changes or not.
+    ``drain_steps``: global steps for which an elastic job with a profile goes on where it is after
+    it was told to leave or to change its devices: half a step, on average, to the next boundary.
     """
 
     start_s: float = 0.0
@@ -50,12 +52,14 @@ class Costs:
     save_s: float = 0.0
     migrate_s: float = 0.0
     rescale_s: float = 0.0
+    drain_steps: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("start_s", "restore_s", "save_s", "migrate_s", "rescale_s"):
-            value = getattr(self, name)
+        for cost in fields(self):
+            value = getattr(self, cost.name)
             if not 0.0 <= value < float("inf"):
-                raise UsageError(f"cost {name} is {value}; expected seconds, 0 or more")
+                unit = "steps" if cost.name == "drain_steps" else "seconds"
+                raise UsageError(f"cost {cost.name} is {value}; expected {unit}, 0 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

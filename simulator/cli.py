@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from simulator.failures import Source
     from traces.workload import Workload
 
-COSTS = ("start_s", "restore_s", "save_s", "migrate_s", "rescale_s")
+COSTS = {
+    **{name: f"{name}_s" for name in ("start", "restore", "save", "migrate", "rescale")},
+    "drain": "drain_steps",
+}
 
 
 def add_commands(subparsers: Any) -> None:
@@ -133,7 +136,7 @@ def add_world_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=SECONDS",
-        help="seconds charged every time: " + ", ".join(c[:-2] for c in COSTS),
+        help="charged every time: " + ", ".join(COSTS) + " (drain: in steps, needs --profile)",
     )
     parser.add_argument(
         "--speed",
@@ -234,10 +237,9 @@ def world(args: argparse.Namespace) -> dict[str, Any]:
 
     costs = {}
     for name, seconds in _numbers(args.cost, "--cost").items():
-        if f"{name}_s" not in COSTS:
-            known = [c[:-2] for c in COSTS]
-            raise UsageError(f"--cost {name}: no such cost; {did_you_mean(name, known)}")
-        costs[f"{name}_s"] = seconds
+        if name not in COSTS:
+            raise UsageError(f"--cost {name}: no such cost; {did_you_mean(name, list(COSTS))}")
+        costs[COSTS[name]] = seconds
     profile = None if args.profile is None else load_profile(args.profile)
     model = Model(
         costs=Costs(**costs),

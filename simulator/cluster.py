@@ -2,6 +2,7 @@
 
 A running job has a rate; its completion is one event, computed exactly, not approached in ticks.
 Costs of starting, restoring, saving and migrating hold the devices without progress, every time.
+A job that is told to leave or to move may go on to its next step boundary, which others wait for.
 What a job loses when it stops depends on the checkpoint model. Truth lives here: the driver's view
 has estimates.
 """
@@ -87,7 +88,7 @@ class SimulatedCluster:
         self._plain = self._uniform and not (costs.start_s or costs.restore_s or costs.save_s)
         self._stints: dict[int, SimulatedStint] = {}
         self._done: dict[int, float] = {}  # work that jobs which wait again have kept
-        self._saving: dict[tuple[int, int], float] = {}  # GPU -> when it has saved the last job
+        self._saving: dict[tuple[int, int], float] = {}  # GPU -> when the last job has left it
         self._listener: Listener | None = None
         self._finishing = (self._finish,)  # what every stint calls at its end
         self.returning = 0  # devices that are out of service and will come back
@@ -125,19 +126,41 @@ class SimulatedCluster:
             kept = max(stint.saved_s, self.checkpoints.kept_s(stint.done_s))
             stint.lost_s = stint.done_s - kept
             stint.done_s = kept
-        save_s = self.model.costs.save_s
-        if save_s and saves and job.allocation is not None:
-            for node, mask in job.allocation.shares:
-                for gpu in gpus_of(mask):
-                    self._saving[node, gpu] = self.clock.now + save_s
-        self._done[job.rank] = stint.done_s
+        drain_s, drained_s = (0.0, 0.0) if failed else self._drain(job, stint)
+        held_s = drain_s + (self.model.costs.save_s if saves else 0.0)
+        if held_s and job.allocation is not None:
+            self._hold(job.allocation, self.clock.now + held_s)
+        self._done[job.rank] = stint.done_s + (drained_s if saves else 0.0)
         return stint
 
     def move(self, job: JobState, allocation: Allocation) -> SimulatedStint:
         """Let a running job go on on other devices."""
         stint = self._close(job)
-        self._begin(job, allocation, stint.done_s, stint.saved_s, self.model.move_cost_s(job))
+        drain_s, drained_s = self._drain(job, stint)
+        done_s, cost_s = stint.done_s + drained_s, self.model.move_cost_s(job)
+        self._begin(job, allocation, done_s, stint.saved_s, cost_s, drain_s=drain_s)
+        if drain_s and job.allocation is not None:
+            self._hold(job.allocation, self._stints[job.rank].begin_s)
         return stint
+
+    def _drain(self, job: JobState, stint: SimulatedStint) -> tuple[float, float]:
+        """How long a job goes on where it is after its stay has ended, and what it does meanwhile.
+
+        It does not end there. The driver is told of its work when it stops the next time, as the
+        view of a real backend, too, is a step behind.
+        """
+        steps, profile = self.model.costs.drain_steps, self.model.profile
+        if not steps or profile is None or job.elastic is None or self.clock.now <= stint.begin_s:
+            return 0.0, 0.0
+        step_work_s = reference_s(profile, job.elastic)
+        work_s = min(steps * step_work_s, max(0.0, job.job.duration_s - stint.done_s - 1e-9))
+        return work_s / stint.rate, work_s
+
+    def _hold(self, allocation: Allocation, until_s: float) -> None:
+        """Nobody begins on these devices before."""
+        for node, mask in allocation.shares:
+            for gpu in gpus_of(mask):
+                self._saving[node, gpu] = until_s
 
     def hand_over_s(self, job: JobState, *, stops: bool) -> float:
         """Seconds until a job has left devices it gives up: its step in flight, and the change.
@@ -167,12 +190,19 @@ class SimulatedCluster:
         return self.returning == 0
 
     def _begin(
-        self, job: JobState, allocation: Allocation, done_s: float, saved_s: float, cost_s: float
+        self,
+        job: JobState,
+        allocation: Allocation,
+        done_s: float,
+        saved_s: float,
+        cost_s: float,
+        *,
+        drain_s: float = 0.0,
     ) -> None:
         now = self.clock.now
-        ready_s = now
+        ready_s = now + drain_s
         if self._saving:
-            ready_s = self._ready_s(allocation)
+            ready_s = max(ready_s, self._ready_s(allocation))
         begin_s = ready_s + cost_s
         if job.elastic is not None:
             rate = self.model.elastic_rate(job, allocation, self.spec, now)
@@ -184,7 +214,7 @@ class SimulatedCluster:
         self.clock.post(stint, end_s, FINISH, self._finishing)
 
     def _ready_s(self, allocation: Allocation) -> float:
-        """When the last of these devices has saved what ran there before."""
+        """When what ran there before has left the last of these devices."""
         now = self.clock.now
         ready_s = now
         for node, mask in allocation.shares:

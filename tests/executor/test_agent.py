@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from executor import events as e
 from executor.agent import Agent, moved
 from executor.errors import ExecutorError
+from executor.exchange import Exchange
 from executor.faults import Fault
+from executor.layout import Layout
+from executor.presets import model_task
+from executor.reduce import BUCKET_BYTES, order_of
+from executor.replica import Replica
 from executor.task import TaskSpec
 from tests.executorcases import digests_of, first_difference, job, on, trained
 from traces.workermap import WorkerMap
@@ -136,3 +143,22 @@ def test_unknown_faults_are_refused(change: dict[str, str]) -> None:
     values = {"kind": "kill", "point": "apply"} | change
     with pytest.raises(ExecutorError, match="unknown"):
         Fault(step=0, rank=0, **values)
+
+
+def test_a_wish_to_stop_is_heard_as_long_as_the_step_computes() -> None:
+    task = model_task("mlp", 2, 2).build()
+    replica = Replica(task, order_of(task.parameters(), 2, BUCKET_BYTES))
+    alone = Exchange(("", 0), "", 0, 1)
+    replica.configure(Layout(blocks=(range(2),), index=0), alone, replica.first_contexts(range(2)))
+    computed: list[int] = []
+    inner = task.micro_step
+
+    def micro_step(rank: int, batch: Any) -> Any:
+        computed.append(rank)
+        return inner(rank, batch)
+
+    task.micro_step = micro_step  # type: ignore[method-assign]
+    report = replica.do_step(stop=lambda: computed == [0, 1])
+    assert report.stop
+    assert not replica.do_step().stop
+    replica.close()

@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from executor.devices import CAPABILITIES, DeviceLane, parse_lanes
-from executor.levels import Agreement, Level, agree
+from executor.levels import Agreement, Level, agree, together, usual_level
 from executor.machine import Gpu, Machine, probe
 from executor.operators import OPERATORS, differing, digests
 from executor.scan import recorded, uncovered
@@ -252,3 +252,14 @@ def test_longer_has_nothing_that_d2_does_not_cover(as_on_gpu: bool) -> None:
     names = {name.partition(".")[2].partition(".")[0] for name in seen}
     assert ("_foreach_addcdiv_" in names) == as_on_gpu
     assert uncovered(step, on_gpu=as_on_gpu) == {}
+
+
+def test_lanes_are_together_as_far_as_a_level_stretches() -> None:
+    fast = DeviceLane(name="a", gpu_type="cpu-avx512", capability="avx512")
+    plain = DeviceLane(name="b", gpu_type="cpu-default", capability="default")
+    gpu = DeviceLane(name="c", gpu_type="h100", device="cuda:0")
+    assert usual_level([fast, fast]) is Level.D1
+    assert usual_level([fast, plain]) is Level.D2
+    assert usual_level([fast, gpu]) is Level.D1
+    assert together(Level.D2, [fast, plain]) == [[fast, plain]]
+    assert together(Level.D1, [fast, plain, fast]) == [[fast, fast], [plain]]

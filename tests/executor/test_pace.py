@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 
 from executor import pace as module
 from executor.devices import DeviceLane
+from executor.levels import Agreement
 from executor.pace import at_pace, pace
 from policies.rates import step_time_of
 from traces import Profile
 from traces.profile import ModelProfile, ReduceCost, Transfer
+from traces.workermap import WorkerMap
 
 FAST, SLOW = "cpu-avx512", "cpu-default"
 PROFILE = Profile(
@@ -49,29 +50,35 @@ def test_types_have_their_own_pace_and_a_reduction_the_slowest() -> None:
     assert slower.reduce.by_devices[2] == pytest.approx((0.0015, 5e8 / 1.5))
 
 
-def test_the_pace_is_what_micro_batches_take_over_what_they_should(
+def test_the_pace_is_what_steps_take_over_what_they_should(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Measured:
-        micro_s = (0.02, 0.012, 0.0)
+    class Trials:
+        """Two logical workers take 30 ms on fast lanes, 22 on slow ones, outliers left out."""
 
-    class Alone:
-        def __init__(self, lane: DeviceLane, *_: Any) -> None:
-            self.lane = lane
+        def __init__(self, lanes: Sequence[DeviceLane], _: Agreement) -> None:
+            self.lanes = lanes
 
-        def __enter__(self) -> Alone:
+        def __enter__(self) -> Trials:
             return self
 
         def __exit__(self, *_: object) -> None:
             pass
 
-        def round(self) -> Mapping[tuple[str, int], Any]:
-            return {("net", 16): Measured()}
+        def at_once(
+            self, model: str, batch: int, maps: Sequence[WorkerMap], *, steps: int
+        ) -> list[list[float]]:
+            assert (model, batch) == ("net", 16)
+            assert [one.counts for one in maps] == [(2,)] * len(self.lanes)
+            fast = self.lanes[0].gpu_type == FAST
+            return [[0.0, 0.030 if fast else 0.022, 9.0] for _ in maps]
 
-    monkeypatch.setattr(module, "Alone", Alone)
+    monkeypatch.setattr(module, "Trials", Trials)
     lanes = [
-        DeviceLane(name="a", gpu_type=FAST, capability="avx512"),
-        DeviceLane(name="b", gpu_type=SLOW, capability="default"),
+        DeviceLane(name="a", gpu_type=FAST, capability="avx512", cpus=(0,)),
+        DeviceLane(name="b", gpu_type=FAST, capability="avx512", cpus=(1,)),
     ]
-    found = pace(PROFILE, [("net", 16)], lanes)
-    assert found == {FAST: pytest.approx(1.2), SLOW: pytest.approx(0.6)}
+    # 2 x 10 + 1 + 2 ms, and 1 MB at 1 GB/s
+    assert pace(PROFILE, [("net", 16)], lanes) == {FAST: pytest.approx(30 / 24)}
+    slow = [DeviceLane(name="c", gpu_type=SLOW, capability="default", cpus=(0,))]
+    assert pace(PROFILE, [("net", 16)], slow) == {SLOW: pytest.approx(22 / 45)}

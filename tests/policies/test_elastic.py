@@ -19,8 +19,9 @@ from policies.replay import Replay
 from policies.state import JobState
 from simulator.run import simulate
 from tests.memorylog import MemoryLog, drive
-from traces import Allocation, ClusterSpec, RunLog, Workload
+from traces import Allocation, ClusterSpec, Profile, RunLog, Workload
 from traces.feasibility import infeasible
+from traces.profile import ModelProfile
 
 Wanted = Callable[[float, JobState], tuple[int, ...] | None]
 
@@ -75,6 +76,45 @@ def test_a_resize_by_hand() -> None:
     assert driver.outcomes.migrations[0] == 0
     assert driver.outcomes.service_gpu_s[0] == 2 * 40 + 8 * 110
     assert driver.outcomes.overhead_gpu_s[0] == 8 * 20
+
+
+DRAINING = Model(
+    profile=Profile(
+        models={
+            "net": ModelProfile(
+                microbatch_s={1: {"gpu": 4.0}}, switch_s={"gpu": 0.0}, update_s={"gpu": 0.0}
+            )
+        },
+        origin="analytic",
+    ),
+    costs=Costs(save_s=3.0, rescale_s=6.0, drain_steps=0.5),
+)
+PAIR = {"num_gpus": 2, "num_workers": 2, "max_gpus": 2, "model": "net", "batch_size": 1}
+
+
+def test_a_job_that_is_stopped_goes_on_to_its_step_boundary() -> None:
+    # Two logical workers on one GPU: a step takes 8 s, rate 1/2. Told to leave at 40 s with 20 s of
+    # work done, the first is at 22 when it leaves at 44; its state is saved at 47. The second does
+    # 10 s of work in 20, the first its other 78 in 156 from the next plan on.
+    def wanted(now: float, job: JobState) -> tuple[int, ...]:
+        return (1,) if (job.rank == 1) == (40 <= now < 70) else (0,)
+
+    workload = jobs({**PAIR}, {**PAIR, "duration_s": 10.0})
+    driver, _ = drive(workload, "1x1:gpu", Script(wanted=wanted), model=DRAINING)
+    assert list(driver.outcomes.finish_s) == [70 + 156, 67]
+
+
+def test_who_gets_a_device_waits_until_the_job_that_leaves_it_has_moved() -> None:
+    # The first shrinks to one GPU at 40 s with 40 s of work done, is at 42 when its step ends at
+    # 42 s, and goes on at 48 with 58 s of work at rate 1/2. Then the second begins beside it.
+    def wanted(now: float, job: JobState) -> tuple[int, ...]:
+        if job.rank == 0:
+            return (2,) if now < 40 else (1,)
+        return (0,) if now < 40 else (1,)
+
+    workload = jobs({**PAIR}, {**PAIR, "duration_s": 10.0})
+    driver, _ = drive(workload, "1x2:gpu", Script(wanted=wanted), model=DRAINING)
+    assert list(driver.outcomes.finish_s) == [48 + 116, 48 + 20]
 
 
 def test_every_change_is_charged_every_time() -> None:
