@@ -2,7 +2,8 @@
 
 A command made of other commands, which it reaches through the front door: ``profile`` (if none is
 given), ``execute`` for every policy and repeat, ``run`` on the log that the execution left, as a
-trace, under the same policy, and ``fidelity``, which reads the folder that all of it is in.
+trace, under the same policy, from the profile and again at the pace that the execution turned out
+to have, and ``fidelity``, which reads the folder that all of it is in.
 """
 
 from __future__ import annotations
@@ -143,13 +144,38 @@ def _pair(
     command += ["--profile", str(profile), "--out", str(folder / executed)]
     command += ["--references", str(folder / "digests.json"), "--checkpoint-every", "0"]
     _step(args, [*command, "--no-report", *(["--no-verify"] if args.no_verify else [])])
+    before = profile
     if args.at_pace:
         paces.append(_pace(args, folder))
+        profile = folder / f"profile-{name}-around.json"
         _scaled(folder, paces, profile)
-    command = ["run", str(folder / executed), "--policy", policy, *world]
-    command += ["--profile", str(profile), "--out", str(folder / simulated), "--no-report"]
-    _step(args, command)
-    return {"policy": policy, "executed": executed, "simulated": simulated, "paces": paces}
+    again = ["run", str(folder / executed), "--policy", policy, *world, "--no-report"]
+    again += ["--set", "durations=from-steps"]
+    _step(args, [*again, "--profile", str(profile), "--out", str(folder / simulated)])
+    found = {"policy": policy, "executed": executed, "simulated": simulated, "paces": paces}
+    return found | _at_its_pace(args, folder, name, before, again)
+
+
+def _at_its_pace(
+    args: argparse.Namespace, folder: Path, name: str, known: Path, again: Sequence[str]
+) -> dict[str, Any]:
+    """Simulate what was executed once more, at the pace that the execution turned out to have.
+
+    ``known``: the profile that the execution knew.
+    """
+    from executor.pace import at_pace, pace_of
+    from traces import RunLog
+    from traces.profile_file import save
+    from traces.profile_sources import load_profile
+
+    profile = load_profile(known)
+    factor = pace_of(RunLog.open(folder / f"executed-{name}").record)
+    models = profile.models.values()
+    kinds = {kind for m in models for times in m.microbatch_s.values() for kind in times}
+    path, paced = folder / f"profile-{name}-paced.json", f"paced-{name}"
+    save(at_pace(profile, dict.fromkeys(sorted(kinds), factor)), path)
+    _step(args, [*again, "--profile", str(path), "--out", str(folder / paced)])
+    return {"paced": paced, "pace": factor}
 
 
 def _pace(args: argparse.Namespace, folder: Path) -> dict[str, float]:

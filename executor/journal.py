@@ -31,6 +31,7 @@ from executor import events as e
 from executor.errors import ExecutorError
 from executor.past import Past
 from traces import DataError, Workload
+from traces.runwriter import remove_abandoned
 from traces.workload import Source
 
 BEAT_S = 2.0
@@ -80,6 +81,7 @@ class Journal:
         making.rename(folder)
         if resumes is not None:
             shutil.rmtree(resumes.folder)
+            remove_abandoned(resumes.out)  # we hold the lock: whoever wrote it is dead
         self._beat_s = 0.0 if resumes is None else resumes.past.time_s
         self._file = (folder / "journal.jsonl").open("a", encoding="utf-8")
 
@@ -126,6 +128,7 @@ class Left:
     """
 
     def __init__(self, out: Path) -> None:
+        self.out = out
         self.folder = folder_of(out)
         path = self.folder / "execution.json"
         try:

@@ -148,9 +148,9 @@ class LongerTask:
         for name, parameter in named.items():
             if f"optimizer/{name}/step" in arrays:
                 state.optimizer.state[parameter] = {
-                    moment: arrays[f"optimizer/{name}/{moment}"].clone()
+                    moment: arrays[f"optimizer/{name}/{moment}"]
                     if moment == "step"
-                    else arrays[f"optimizer/{name}/{moment}"].to(parameter.device, copy=True)
+                    else arrays[f"optimizer/{name}/{moment}"].to(parameter.device)
                     for moment in _MOMENTS
                 }
         state.step = step

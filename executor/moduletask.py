@@ -180,7 +180,7 @@ class ModuleTask:
             parameter = self._named[name]
             self.optimizer.state[parameter] = {
                 # A count of steps is a scalar that torch keeps on the CPU.
-                key: value.clone() if value.dim() == 0 else value.to(parameter.device, copy=True)
+                key: value if value.dim() == 0 else value.to(parameter.device)
                 for key, value in state.items()
             }
         self.step = step

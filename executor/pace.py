@@ -5,7 +5,9 @@ been seen to change by a tenth within minutes. A profile is of the minutes in wh
 So around an execution whose times matter, steps of small jobs on all lanes at once are timed again,
 for a few seconds, and the profile's times are scaled by what they took.
 
-Leaves out: what the speed does between two measurements.
+What the speed does in between can only be told afterwards, from the run itself: over all its steps,
+how much longer they took than the profile says. That is no prediction any more, but it parts the
+errors of a simulation into those of the machine's speed and all others.
 """
 
 from __future__ import annotations
@@ -15,15 +17,18 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from executor.devices import DeviceLane
 from executor.levels import agree, together, usual_level
 from executor.trials import Trials, apart
 from policies.rates import step_time_of
+from traces.errors import DataError
 from traces.profile import BY_TYPE, Profile, ReduceCost, Transfer
 from traces.workermap import WorkerMap
 
-SECONDS = 3.0
+SECONDS = 8.0
+PREDICTED = ("compute", "waiting", "switch", "reduce", "update")  # see executor.outcome
 _WORKERS = 2  # logical workers of a job
 
 
@@ -56,6 +61,18 @@ def pace(
                 for kind, said_s, one in zip(kinds, said, times, strict=True):
                     found[kind].append(statistics.median(one) / said_s)
     return {kind: statistics.fmean(factors) for kind, factors in found.items()}
+
+
+def pace_of(record: Mapping[str, Any]) -> float:
+    """Return how many times as long an executed run's training took as its profile said.
+
+    ``record``: the run's record. Raises DataError if it does not say where its time went.
+    """
+    spent = (record.get("executor") or {}).get("device_s") or {}
+    said_s = sum(float(spent.get(part, 0.0)) for part in PREDICTED)
+    if said_s <= 0:
+        raise DataError("the run does not say where its device time went", column="device_s")
+    return 1.0 + float(spent.get("unexplained", 0.0)) / said_s
 
 
 def at_pace(profile: Profile, factors: Mapping[str, float]) -> Profile:

@@ -97,6 +97,7 @@ class Task(Protocol):
     def restore(self, step: int, arrays: Mapping[str, Tensor]) -> None:
         """Become the state of ``state()`` after ``step`` steps.
 
+        The arrays are the task's from then on, which need not copy them: nobody else holds them.
         Raises a ValueError, with the state as it was, if it is the state of another task.
         """
         ...

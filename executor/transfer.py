@@ -6,7 +6,6 @@ a large model is not copied to be sent. State is never on the agent.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -31,9 +30,9 @@ def send_state(
     )
     parts = [torch.tensor([len(message)]), message]
     parts += [_bytes_on_cpu(value) for value in large.values()]
-    for part in parts:
-        for sending in [exchange.send(part, target) for target in targets]:
-            sending.wait()
+    # All at once: the wire need not wait for us between two of them.
+    for sending in [exchange.send(part, target) for part in parts for target in targets]:
+        sending.wait()
 
 
 def receive_state(exchange: Exchange, source: int) -> tuple[int, dict[str, Tensor]]:
@@ -43,11 +42,13 @@ def receive_state(exchange: Exchange, source: int) -> tuple[int, dict[str, Tenso
     message = torch.empty(int(length), dtype=torch.uint8)
     exchange.receive(message, source).wait()
     meta, state = unpack(message.numpy().tobytes(), f"state from device {source}")
+    coming = []
     for name, dtype_name, shape in meta["large"]:
-        dtype = DTYPES[dtype_name]
-        flat = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8)
-        exchange.receive(flat, source).wait()
-        state[name] = flat.view(dtype).view(shape)
+        state[name] = torch.empty(shape, dtype=DTYPES[dtype_name])
+        flat = state[name].view(-1).view(torch.uint8)
+        coming.append(exchange.receive(flat, source))
+    for receiving in coming:
+        receiving.wait()
     return int(meta["step"]), state
 
 

@@ -214,19 +214,20 @@ def _fidelity(args: argparse.Namespace) -> int:
     if args.json:
         _print_json([one.as_dict() for one in found])
         return 0
-    lines: list[tuple[str, ...]] = [
-        ("policy", "JCT error", "95th percentile", "makespan error", "decided alike", "bits")
-    ]
+    errors_of = ("JCT error", "95th percentile", "makespan error", "decided alike")
+    lines: list[tuple[str, ...]] = [("policy", *errors_of, "at its pace", "bits")]
     for one in found:
         bits = sum(pair.same_bits for pair in one.pairs), sum(p.other_bits for p in one.pairs)
         errors = [percent(v) for v in (one.mean_error, one.p95_error, one.makespan_error)]
         said = [text + (f" ({note})" if note else "") for text, note in errors]
-        alike = f"{one.decided_alike} of {len(one.pairs)}"
-        lines.append((one.policy, *said, alike, f"{bits[0]} equal, {bits[1]} other"))
+        said.append(f"{one.decided_alike} of {len(one.pairs)}")
+        said.append("" if one.at_pace is None else percent(one.at_pace.mean_error)[0])
+        lines.append((one.policy, *said, f"{bits[0]} equal, {bits[1]} other"))
     if args.markdown:
         print(
             "\n".join(
-                "| " + " | ".join(line) + " |" for line in (lines[0], ("---",) * 6, *lines[1:])
+                "| " + " | ".join(line) + " |"
+                for line in (lines[0], ("---",) * len(lines[0]), *lines[1:])
             )
         )
         return 0

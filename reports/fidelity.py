@@ -6,6 +6,9 @@ percentile bootstrap (Efron 1979) of the mean over repeats, with the random numb
 
 - JCT error of a job: simulated JCT / measured JCT - 1. Its mean absolute value and 95th percentile
   are over the jobs of a run; the error of the makespan likewise.
+- At the run's pace: the same with a second simulation, of a machine on which all training takes
+  longer or shorter by one factor, that by which the run's steps differed from the profile in total.
+  What is left of the error does not come from the machine's speed on the day.
 - Decisions: starts, preemptions, resizes and migrations, in order. Both worlds decided alike if
   the sequences are equal; otherwise the first that differs is named, with what each world had seen
   last.
@@ -88,10 +91,14 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Fidelity:
-    """One policy: its pairs, and the mean of each error over them with its 95 % interval."""
+    """One policy: its pairs, and the mean of each error over them with its 95 % interval.
+
+    ``at_pace``: the same executions with the simulations at their own pace, if there are any.
+    """
 
     policy: str
     pairs: tuple[Pair, ...]
+    at_pace: Fidelity | None = None
 
     def over_repeats(self, values: Sequence[float]) -> tuple[float, Bounds | None]:
         """Return the mean over repeats, and its interval if there are at least two."""
@@ -131,15 +138,21 @@ class Fidelity:
     def as_dict(self) -> dict[str, Any]:
         """Return the numbers as plain values, for JSON."""
         found: dict[str, Any] = {"policy": self.policy, "repeats": len(self.pairs)}
+        found |= self._errors()
+        found["at_pace"] = None if self.at_pace is None else self.at_pace._errors()
+        found["jobs"] = len(self.pairs[0].job_error)
+        for name in ("same_bits", "other_bits", "unknown_bits"):
+            found[name] = sum(getattr(pair, name) for pair in self.pairs)
+        found["shares"] = shares(self.pairs)
+        return found
+
+    def _errors(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
         for name in ("mean_error", "p95_error", "bias", "makespan_error"):
             value, interval = getattr(self, name)
             found[name] = {"value": value, "interval": interval}
         found["decided_alike"] = self.decided_alike
-        found["jobs"] = len(self.pairs[0].job_error)
         found["divergences"] = [str(p.divergence) for p in self.pairs if p.divergence is not None]
-        for name in ("same_bits", "other_bits", "unknown_bits"):
-            found[name] = sum(getattr(pair, name) for pair in self.pairs)
-        found["shares"] = shares(self.pairs)
         return found
 
 
@@ -151,7 +164,9 @@ def open_validation(folder: Path) -> list[Fidelity]:
     file = folder / MANIFEST
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-        named = [(p["policy"], p["executed"], p["simulated"]) for p in manifest["pairs"]]
+        named = [
+            (p["policy"], p["executed"], p["simulated"], p.get("paced")) for p in manifest["pairs"]
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             "not a validation", file=file, expected=f"what `tandem validate` leaves ({error})"
@@ -159,11 +174,20 @@ def open_validation(folder: Path) -> list[Fidelity]:
     if not named:
         raise DataError("a validation without runs", file=file)
     pairs: dict[str, list[Pair]] = defaultdict(list)
-    for policy, executed, simulated in named:
-        pairs[policy].append(
-            compared(RunLog.open(folder / executed), RunLog.open(folder / simulated))
+    paced: dict[str, list[Pair]] = defaultdict(list)
+    for policy, executed, simulated, at_pace in named:
+        measured = RunLog.open(folder / executed)
+        pairs[policy].append(compared(measured, RunLog.open(folder / simulated)))
+        if at_pace is not None:
+            paced[policy].append(compared(measured, RunLog.open(folder / at_pace)))
+    return [
+        Fidelity(
+            policy=policy,
+            pairs=tuple(found),
+            at_pace=Fidelity(policy=policy, pairs=tuple(paced[policy])) if paced[policy] else None,
         )
-    return [Fidelity(policy=policy, pairs=tuple(found)) for policy, found in pairs.items()]
+        for policy, found in pairs.items()
+    ]
 
 
 def compared(measured: RunLog, simulated: RunLog) -> Pair:

@@ -60,22 +60,43 @@ def _errors(found: Sequence[Fidelity]) -> Section:
             text, note = percent(value)
             cells.append(Cell(text=text, note=note))
         cells.append(Cell(text=f"{one.decided_alike} of {len(one.pairs)}"))
+        cells += _at_pace(one)
         cells.append(Cell(text=f"{bits} equal, {wrong} other" if bits + wrong else "not compared"))
         rows.append(tuple(cells))
     header = ("policy", "JCT error", "95th percentile", "bias", "makespan error")
     words = (
         "JCT error: mean over the jobs of |simulated / measured - 1|, then over repeats; under it"
-        " the 95 % bootstrap interval over repeats, in percent. Bias: the same with its sign."
+        " the 95 % bootstrap interval over repeats, in percent. Bias: the same with its sign. At"
+        " the run's pace: against a simulation of a machine on which all training takes longer or"
+        " shorter by one factor, that by which this run's steps differed from the profile in total;"
+        " what is left does not come from the machine's speed on the day."
         " Decisions are starts, preemptions, resizes and migrations, in order. Bits: digests of all"
         " state at a job's end against those of the same job alone on one device.",
     )
     table = Table(
         heading="",
         caption="Errors",
-        header=(*header, "runs decided alike", "bits of jobs"),
+        header=(
+            *header,
+            "runs decided alike",
+            "JCT error at the run's pace",
+            "decided alike at it",
+            "bits of jobs",
+        ),
         rows=tuple(rows),
     )
     return Section(anchor="errors", title="How far apart", words=words, blocks=(table,))
+
+
+def _at_pace(one: Fidelity) -> list[Cell]:
+    paced = one.at_pace
+    if paced is None:
+        return [Cell(text="not simulated"), Cell(text="")]
+    text, note = percent(paced.mean_error)
+    return [
+        Cell(text=text, note=note),
+        Cell(text=f"{paced.decided_alike} of {len(paced.pairs)}"),
+    ]
 
 
 def _policy(one: Fidelity, index: int) -> Section:

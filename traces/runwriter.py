@@ -60,6 +60,24 @@ _pack_event = Struct("=dbq").pack
 _pack_stay = Struct("=qqhddddb").pack
 
 
+def remove_abandoned(path: Path) -> None:
+    """Remove what a writer of this run directory left that was killed.
+
+    Only for whoever knows that no other process writes it.
+    """
+    start, end = f".{path.name}.", ".tmp"
+    for found in path.parent.iterdir():
+        number = found.name.removeprefix(start).removesuffix(end)
+        process = int(number) if number.isdigit() else os.getpid()
+        if process != os.getpid() and found == _under_way(path, process):
+            shutil.rmtree(found)
+
+
+def _under_way(path: Path, process: int) -> Path:
+    """Where a process writes a run directory until it is finished."""
+    return path.parent / f".{path.name}.{process}.tmp"
+
+
 class RunWriter:
     """Writes one run directory. Use as a context manager; see :meth:`finish`.
 
@@ -80,7 +98,7 @@ class RunWriter:
         check_target(path, overwrite=overwrite)
         self._overwrite = overwrite
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._dir = path.parent / f".{path.name}.{os.getpid()}.tmp"
+        self._dir = _under_way(path, os.getpid())
         if self._dir.exists():
             shutil.rmtree(self._dir)
         self._dir.mkdir()

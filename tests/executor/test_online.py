@@ -343,6 +343,42 @@ def test_server_and_load_end_with_the_execution(tmp_path: Path, number: signal.S
         assert Serving.of(settings["services"]) is not None
 
 
+@pytest.mark.slow
+def test_a_killed_execution_with_a_service_is_resumed_to_its_end(tmp_path: Path) -> None:
+    """Training and service go on; the log is of the whole, and no bit of a job has changed."""
+    more = ["--serving", DEMAND, "--scale-in", "5", "--refill", "1", "--checkpoint-every", "50"]
+    whole = [sys.executable, "-m", "tandem", *command(tmp_path, *more, steps=3000)]
+    with subprocess.Popen(
+        whole, cwd=Path(tandem.__file__).parent, stderr=subprocess.DEVNULL
+    ) as process:
+        journal = folder_of(tmp_path / "run") / "journal.jsonl"
+        for _ in range(600):
+            if journal.exists() and '"device": [' in journal.read_text(encoding="utf-8"):
+                break  # a lane is lent
+            time.sleep(0.2)
+            assert process.poll() is None
+        children = psutil.Process(process.pid).children(recursive=True)
+        time.sleep(2.0)  # some of what is going on is lost
+        process.send_signal(signal.SIGKILL)
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+    out = tmp_path / "whole"
+    resume = ["execute", "--resume", str(tmp_path / "run"), "--quiet", "--no-report"]
+    resume += ["--profile", str(tmp_path / "profile.json"), "--out", str(out)]
+    assert tandem.main(resume) == 0
+    assert not psutil.Process().children(recursive=True)
+    assert not list(tmp_path.glob(".*.tmp"))
+    log = RunLog.open(out)
+    assert not log.partial
+    assert len(log.record["resumptions"]) == 1
+    assert log.table("training")["same_bits"].tolist() == [True, True]
+    assert (log.table("jobs")["status"] == "finished").all()
+    seconds = log.table("serving")
+    assert seconds["answered"].sum() > 0
+    (service,) = log.record["services"]
+    assert service["demand"] == DEMAND
+
+
 def _words(process: psutil.Process) -> list[str]:
     try:
         return list(process.cmdline())

@@ -9,9 +9,9 @@ import pytest
 from executor import pace as module
 from executor.devices import DeviceLane
 from executor.levels import Agreement
-from executor.pace import at_pace, pace
+from executor.pace import at_pace, pace, pace_of
 from policies.rates import step_time_of
-from traces import Profile
+from traces import DataError, Profile
 from traces.profile import ModelProfile, ReduceCost, Transfer
 from traces.workermap import WorkerMap
 
@@ -82,3 +82,10 @@ def test_the_pace_is_what_steps_take_over_what_they_should(
     assert pace(PROFILE, [("net", 16)], lanes) == {FAST: pytest.approx(30 / 24)}
     slow = [DeviceLane(name="c", gpu_type=SLOW, capability="default", cpus=(0,))]
     assert pace(PROFILE, [("net", 16)], slow) == {SLOW: pytest.approx(22 / 45)}
+
+
+def test_a_runs_own_pace_is_what_the_profile_does_not_explain() -> None:
+    spent = {"start": 3.0, "compute": 6.0, "waiting": 1.0, "update": 1.0, "unexplained": -0.4}
+    assert pace_of({"executor": {"device_s": spent}}) == pytest.approx(0.95)
+    with pytest.raises(DataError, match="does not say where its device time went"):
+        pace_of({"executor": {}})

@@ -72,12 +72,19 @@ def test_the_page_and_the_command(
 ) -> None:
     folder = worlds[0].path.parent
     pairs = [
-        {"policy": "fifo", "executed": worlds[0].path.name, "simulated": worlds[1].path.name},
+        {
+            "policy": "fifo",
+            "executed": worlds[0].path.name,
+            "simulated": worlds[1].path.name,
+            "paced": worlds[0].path.name,
+        },
         {"policy": "fifo", "executed": worlds[0].path.name, "simulated": worlds[2].path.name},
     ]
     (folder / "validation.json").write_text(json.dumps({"pairs": pairs}))
     (found,) = open_validation(folder)
     assert found.decided_alike == 1
+    assert found.at_pace is not None
+    assert found.as_dict()["at_pace"]["mean_error"] == {"value": 0.0, "interval": None}
     mean, interval = found.mean_error
     assert interval is not None
     assert interval[0] <= mean <= interval[1]

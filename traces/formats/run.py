@@ -10,13 +10,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from traces.formats.options import Option
+from traces.formats.options import Option, choice
 from traces.formats.raw import Head, read_raw
 from traces.runlog import RunLog
 from traces.schema import JOB_COLUMNS
 from traces.workload import Workload
 
-OPTIONS: tuple[Option, ...] = ()
+RECORDED, FROM_STEPS = "recorded", "from-steps"
+OPTIONS = (
+    Option(
+        "durations",
+        RECORDED,
+        f"{RECORDED}, or {FROM_STEPS}: leave out the run times of jobs with total_steps, which"
+        " follow from a profile",
+    ),
+)
 _NAMES = {"trace_start_s": "start_s", "trace_status": "status"}
 
 
@@ -28,6 +36,7 @@ def sniff(head: Head) -> bool:
 def read(path: Path, options: Mapping[str, str]) -> Workload:
     """Read the jobs of a run directory."""
     run = RunLog.open(path)
+    from_steps = choice(options, "durations", (RECORDED, FROM_STEPS)) == FROM_STEPS
     jobs = run.table("jobs").drop(columns=["start_s", "status"]).rename(columns=_NAMES)
     recorded = run.record.get("workload")
     recorded = recorded if isinstance(recorded, dict) else {}
@@ -36,6 +45,9 @@ def read(path: Path, options: Mapping[str, str]) -> Workload:
         notes.append(f"which read {recorded['path']}")
     if run.partial:
         notes.append("the run is partial")
+    if from_steps:
+        jobs["duration_s"] = jobs["duration_s"].where(jobs["total_steps"].isna())
+        notes.append("run times of jobs with total_steps are left to a profile")
     raw = read_raw(path / "jobs.parquet")
     origin, zone = recorded.get("origin"), recorded.get("zone")
     source = raw.source(
