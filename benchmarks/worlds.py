@@ -38,7 +38,7 @@ MODEL, BATCH, WORKERS = "tiny:length=32", 16, 4
 
 def workload(measured: Profile, seconds: float) -> Workload:
     """Four jobs, submitted a tenth of ``seconds`` apart."""
-    rates = measured.rates(MODEL, BATCH)
+    rates = measured.rates(MODEL, BATCH, WORKERS)
     gpu_type = next(iter(rates.microbatch_s))
     step_s = WORKERS * rates.microbatch_s[gpu_type] + rates.update_s[gpu_type]
     return Workload.from_jobs(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -120,23 +119,32 @@ def update_s(group: Group, case: Case, gpu_type: str, reduce: ReduceCost) -> flo
     return max(usual(alone.update_s), rest_s)
 
 
-def effective_bytes(group: Group, case: Case, reduce: ReduceCost) -> float:
-    """Bytes whose reduction would take as long as that of the model, its sparse rows included."""
+def reduced_bytes(group: Group, case: Case, reduce: ReduceCost) -> tuple[float, float]:
+    """Return bytes of gradient that a reduction moves: of the model, and more per logical worker.
+
+    The second for the rows of sparse tables, which every logical worker adds to: as many bytes as
+    would take as long, from one and from two logical workers on each of several devices.
+    """
     kind = group.lanes[0].gpu_type
     alone = group.alone[kind][case]
     maps = widest_maps(group.lanes)
-    devices = len(maps[0].gpus)
+    devices, dense = len(maps[0].gpus), float(alone.gradient_bytes)
     cost = reduce.by_devices[devices]
     if not alone.has_tables or devices == 1 or not math.isfinite(cost.bytes_per_s):
-        return float(alone.gradient_bytes)
-    each_s, switched_s = _micro_s(group, case, kind), switch_s(alone)
-    rests = []
-    for one in maps:
-        workers = max(one.counts)
-        own_s = workers * each_s + (workers - 1) * switched_s
-        rests.append(usual(group.steps[case, one]) - own_s)
-    rest_s = statistics.fmean(rests) - update_s(group, case, kind, reduce)
-    return max(float(alone.gradient_bytes), (rest_s - cost.latency_s) * cost.bytes_per_s)
+        return dense, 0.0
+    micro_s, switched_s = _micro_s(group, case, kind), switch_s(alone)
+    few, many = (
+        (
+            usual(group.steps[case, one])
+            - (workers * micro_s + (workers - 1) * switched_s)
+            - update_s(group, case, kind, reduce)
+            - cost.latency_s
+        )
+        * cost.bytes_per_s
+        for workers, one in enumerate(maps, 1)
+    )
+    each = max(0.0, (many - few) / devices)
+    return max(dense, few - devices * each), each
 
 
 def line(small_bytes: float, small_s: float, large_bytes: float, large_s: float) -> Transfer:

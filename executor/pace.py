@@ -52,7 +52,7 @@ def pace(
         maps = [WorkerMap.of([place], [_WORKERS]) for place in places]
         with Trials(group, agree(level, group)) as trials:
             for model, batch in cases:
-                rates = profile.rates(model, batch)
+                rates = profile.rates(model, batch, _WORKERS)
                 kinds = [group[place[1]].gpu_type for place in places]
                 said = [step_time_of(rates, ((kind, _WORKERS),)).total_s for kind in kinds]
                 trials.at_once(model, batch, maps, steps=1)  # so that all are warm

@@ -42,8 +42,8 @@ from executor.deriving import (
     Case,
     Group,
     dilation,
-    effective_bytes,
     even_maps,
+    reduced_bytes,
     reduction,
     single_maps,
     switch_s,
@@ -233,7 +233,7 @@ def _held_out(group: Group, cases: Sequence[Case]) -> list[HeldOut]:
 
 
 def _predicted(profile: Profile, one: HeldOut) -> HeldOut:
-    rates = profile.rates(one.model, one.batch)
+    rates = profile.rates(one.model, one.batch, sum(workers for _, workers in one.layout))
     return replace(one, predicted_s=step_time_of(rates, one.layout).total_s)
 
 
@@ -256,7 +256,7 @@ def _assembled(
     types = [gpu_type for group in groups for gpu_type in group.alone]
     shares = [s.share for group in groups for alone in group.alone.values() for s in alone.values()]
     reduce = reduction(groups[0])
-    size = {case[0]: effective_bytes(groups[0], case, reduce) for case in _smallest(cases)}
+    size = {case[0]: reduced_bytes(groups[0], case, reduce) for case in _smallest(cases)}
     models = {
         case[0]: _model(case, groups, costs[case[0]], size[case[0]], reduce)
         for case in _smallest(cases)
@@ -272,7 +272,7 @@ def _assembled(
             "times are medians; start_s is that of warm workers;"
             " rescale_s is the pause between two steps",
             f"the measuring processes had {min(shares):.0%} of their cores at worst",
-            "gradient_bytes of a model with sparse tables are effective: they count its rows too",
+            "row_bytes of a model with sparse tables are as many as would take as long as its rows",
         ),
     )
 
@@ -281,7 +281,7 @@ def _model(
     case: Case,
     groups: Sequence[Group],
     costs: Costs,
-    gradient_bytes: float,
+    size: tuple[float, float],
     reduce: ReduceCost,
 ) -> ModelProfile:
     """One model's row."""
@@ -310,7 +310,8 @@ def _model(
         memory_mib=memory,
         switch_s=switch,
         update_s=update,
-        gradient_bytes=gradient_bytes,
+        gradient_bytes=size[0],
+        row_bytes=size[1],
         start_s=costs.start_s,
         rescale_s=costs.rescale_s if costs.rescales else None,
         checkpoint_s=costs.checkpoint_s,

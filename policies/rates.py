@@ -76,7 +76,7 @@ def rates_of(profile: Profile, elastic: Elastic) -> JobRates:
             "an elastic job has no model or no batch size, so no profile can say how fast it is;"
             " give the columns model and batch_size"
         )
-    return profile.rates(elastic.model, elastic.batch_size)
+    return profile.rates(elastic.model, elastic.batch_size, elastic.num_workers)
 
 
 def reference_s(profile: Profile, elastic: Elastic) -> float:

@@ -67,7 +67,9 @@ class ModelProfile:
 
     ``microbatch_s[batch][gpu_type]``: seconds of one micro-batch, at least one. ``switch_s`` (a
     switch from one logical worker to the next), ``update_s`` (optimizer, once per global step) by
-    GPU type, 0 where not said. ``gradient_bytes``: dense bytes a full reduction moves.
+    GPU type, 0 where not said. ``gradient_bytes``: dense bytes a full reduction moves;
+    ``row_bytes``: those that it moves besides for each logical worker of a job, for its tables'
+    rows, as many as would take as long.
     ``memory_mib[batch][gpu_type]``. ``start_s``, ``rescale_s``, ``checkpoint_s``: seconds, None
     where not recorded. ``interval_s``: 95 % confidence intervals of ``microbatch_s``.
     """
@@ -76,6 +78,7 @@ class ModelProfile:
     switch_s: BY_TYPE = field(default_factory=dict)
     update_s: BY_TYPE = field(default_factory=dict)
     gradient_bytes: float = 0.0
+    row_bytes: float = 0.0
     memory_mib: BY_BATCH = field(default_factory=dict)
     start_s: float | None = None
     rescale_s: float | None = None
@@ -188,13 +191,15 @@ class Profile:
         for name, model in self.models.items():
             _check_model(name, model)
 
-    def rates(self, model: str, batch_size: int) -> JobRates:
+    def rates(self, model: str, batch_size: int, workers: int = 0) -> JobRates:
         """Return the rates of one model at one batch size, on every type that can be given.
+
+        ``workers``: logical workers of the job, whose rows of sparse tables are exchanged.
 
         Raises :class:`DataError` for a model that is not there, and for a batch size that can be
         had on no type; a type on which it cannot be had is left out.
         """
-        return _rates(self, model, batch_size)
+        return _rates(self, model, batch_size, workers if self._model(model).row_bytes else 0)
 
     def gpu_types(self, model: str) -> tuple[str, ...]:
         """GPU types on which a model was recorded, in order of first appearance."""
@@ -245,7 +250,7 @@ class Profile:
 
 
 @lru_cache(maxsize=4096)
-def _rates(profile: Profile, name: str, batch_size: int) -> JobRates:
+def _rates(profile: Profile, name: str, batch_size: int, workers: int) -> JobRates:
     model = profile._model(name)
     if batch_size < 1:
         raise DataError(f"profile: {name} at batch size {batch_size}", expected="1 or more")
@@ -283,7 +288,7 @@ def _rates(profile: Profile, name: str, batch_size: int) -> JobRates:
         microbatch_s=times,
         switch_s={t: model.switch_s.get(t, 0.0) for t in times},
         update_s={t: model.update_s.get(t, 0.0) for t in times},
-        gradient_bytes=model.gradient_bytes,
+        gradient_bytes=model.gradient_bytes + workers * model.row_bytes,
         reduce=profile.reduce,
         memory_mib=memory,
         notes=tuple(notes),
@@ -328,6 +333,7 @@ def _check_model(name: str, model: ModelProfile) -> None:
         for gpu_type, value in by_type.items():
             _number(f"profile: {name}: {kind} on {gpu_type}", value, zero=True)
     _number(f"profile: {name}: gradient_bytes", model.gradient_bytes, zero=True)
+    _number(f"profile: {name}: row_bytes", model.row_bytes, zero=True)
     for kind in ("start_s", "rescale_s", "checkpoint_s"):
         seconds = getattr(model, kind)
         if seconds is not None:

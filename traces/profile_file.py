@@ -33,6 +33,7 @@ _MODEL = (
     "switch_s",
     "update_s",
     "gradient_bytes",
+    "row_bytes",
     "memory_mib",
     "start_s",
     "rescale_s",
@@ -146,6 +147,8 @@ def _model_document(model: ModelProfile) -> dict[str, Any]:
     document["switch_s"] = dict(sorted(model.switch_s.items()))
     document["update_s"] = dict(sorted(model.update_s.items()))
     document["gradient_bytes"] = model.gradient_bytes
+    if model.row_bytes:
+        document["row_bytes"] = model.row_bytes
     document["memory_mib"] = rows(model.memory_mib)
     for key in ("start_s", "rescale_s", "checkpoint_s"):
         document[key] = getattr(model, key)
@@ -170,6 +173,7 @@ def _model(document: Mapping[str, Any], name: str, path: Path) -> ModelProfile:
         switch_s=_object(document.get("switch_s", {}), f"{where}: switch_s", path),
         update_s=_object(document.get("update_s", {}), f"{where}: update_s", path),
         gradient_bytes=document.get("gradient_bytes", 0.0),
+        row_bytes=document.get("row_bytes", 0.0),
         memory_mib=_rows(document.get("memory_mib", {}), f"{where}: memory_mib", path),
         start_s=document.get("start_s"),
         rescale_s=document.get("rescale_s"),

@@ -12,7 +12,7 @@ import pytest
 
 import tandem
 from executor.alone import Alone
-from executor.deriving import Group, dilation, line, switch_s, usual_interval
+from executor.deriving import Group, dilation, line, reduced_bytes, switch_s, usual_interval
 from executor.devices import DeviceLane, parse_lanes
 from executor.levels import Level, agree
 from executor.machine import Machine, probe
@@ -60,6 +60,24 @@ def test_micro_batches_take_as_long_in_a_job_as_logical_workers_add_to_its_steps
     assert dilation(group, case, "cpu") == 1.0  # never faster than the processor
     nowhere = replace(group, lanes=[])
     assert dilation(nowhere, case, "cpu") == 1.0
+
+
+def test_rows_are_bytes_for_every_logical_worker() -> None:
+    lanes = [DeviceLane(name=f"cpu/{i}", gpu_type="cpu", cpus=(i,)) for i in range(2)]
+    case = ("net", 4)
+    alone = replace(SAMPLES, micro_s=[0.010] * 10, has_tables=True)
+    group = Group(lanes, agree(Level.D1, lanes), alone={"cpu": {case: alone}})
+    reduce = ReduceCost(by_devices={1: Transfer(0.0, math.inf), 2: Transfer(0.001, 1e6)})
+    for counts, seconds in (((1,), 0.013), ((4,), 0.046), ((1, 1), 0.020), ((2, 2), 0.035)):
+        places = [(0, i) for i in range(len(counts))]
+        group.steps[case, WorkerMap.of(places, counts)] = [seconds] * 3
+    # Micro-batch 10, switch 1, update 3 ms. Over two devices 20 = 10 + 3 + 1 + 6 ms for two
+    # logical workers, and 35 = 21 + 3 + 1 + 10 ms for four: 2 ms, 2,000 bytes, for each.
+    dense, each = reduced_bytes(group, case, reduce)
+    assert each == pytest.approx(2000)
+    assert dense == 4000  # 6 ms less those of two, which are 2,000: as many as there are, at least
+    group.alone["cpu"][case] = replace(alone, has_tables=False)
+    assert reduced_bytes(group, case, reduce) == (4000.0, 0.0)
 
 
 def test_the_reduction_is_a_line_through_two_sizes() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +230,17 @@ def test_a_roofline_that_cannot_be() -> None:
     with pytest.raises(DataError, match="batch sizes"):
         roofline({"m": model}, [])
     assert set(DEVICES) >= {"v100", "p100", "t4", "k80", "a100", "h100"}
+
+
+def test_every_logical_worker_adds_its_rows(tmp_path: Path) -> None:
+    model = ModelProfile(microbatch_s={1: {"v100": 0.1}}, gradient_bytes=100.0, row_bytes=20.0)
+    profile = Profile(models={"m": model}, origin="measured")
+    assert profile.rates("m", 1).gradient_bytes == 100.0
+    assert profile.rates("m", 1, 4).gradient_bytes == 180.0
+    profile.save(tmp_path / "p.json")
+    assert Profile.load(tmp_path / "p.json") == profile
+    plain = Profile(models={"m": replace(model, row_bytes=0.0)}, origin="measured")
+    assert plain.rates("m", 1, 4) is plain.rates("m", 1, 2)  # one memo for all
+    assert "row_bytes" not in written(plain)
+    with pytest.raises(DataError, match="row_bytes"):
+        Profile(models={"m": replace(model, row_bytes=-1.0)}, origin="measured")
