@@ -238,7 +238,7 @@ def test_every_logical_worker_adds_its_rows(tmp_path: Path) -> None:
     assert profile.rates("m", 1).gradient_bytes == 100.0
     assert profile.rates("m", 1, 4).gradient_bytes == 180.0
     profile.save(tmp_path / "p.json")
-    assert Profile.load(tmp_path / "p.json") == profile
+    assert Profile.load(tmp_path / "p.json").models == profile.models
     plain = Profile(models={"m": replace(model, row_bytes=0.0)}, origin="measured")
     assert plain.rates("m", 1, 4) is plain.rates("m", 1, 2)  # one memo for all
     assert "row_bytes" not in written(plain)
