@@ -18,7 +18,7 @@ from traces.workermap import WorkerMap
 
 REDUCED = ("dense:width=64", "dense:width=512")  # two sizes of gradient, hardly any work
 _MOST_DEVICES = 4
-_MOST_WORKERS = 4  # logical workers on one lane, where a step with one more is compared
+SINGLE = (1, 2, 4)  # logical workers of jobs on one lane; those of 2 are held out
 _USUAL = 50.0  # percentile that is reported
 
 Case = tuple[str, int]
@@ -44,12 +44,11 @@ class Group:
             known[case] = known[case].joined(samples) if case in known else samples
 
 
-def single_maps(group: Group) -> dict[str, tuple[WorkerMap, WorkerMap]]:
-    """One logical worker, and the most of them, on one lane of each type."""
-    maps: dict[str, tuple[WorkerMap, WorkerMap]] = {}
+def single_maps(group: Group, workers: int) -> dict[str, WorkerMap]:
+    """So many logical workers on one lane of each type: what its steps are kept under."""
+    maps: dict[str, WorkerMap] = {}
     for place in apart(group.lanes):
-        few, many = (WorkerMap.of([place], [n]) for n in (1, _MOST_WORKERS))
-        maps.setdefault(group.lanes[place[1]].gpu_type, (few, many))
+        maps.setdefault(group.lanes[place[1]].gpu_type, WorkerMap.of([place], [workers]))
     return maps
 
 
@@ -91,12 +90,14 @@ def dilation(group: Group, case: Case, gpu_type: str) -> float:
     What a job's step gains per logical worker beyond the first on one lane, less the switch. Never
     below 1: the clock is not slower than the processor.
     """
-    maps = single_maps(group).get(gpu_type)
-    if maps is None:  # its lane shares a core with another, and takes no part in trials
-        return 1.0
-    few, many = (usual(group.steps[case, one]) for one in maps)
+    if gpu_type not in single_maps(group, SINGLE[0]):
+        return 1.0  # its lane shares a core with another, and takes no part in trials
+    few, many = (
+        usual(group.steps[case, single_maps(group, workers)[gpu_type]])
+        for workers in (SINGLE[0], SINGLE[-1])
+    )
     alone = group.alone[gpu_type][case]
-    each_s = (many - few) / (_MOST_WORKERS - 1) - switch_s(alone)
+    each_s = (many - few) / (SINGLE[-1] - SINGLE[0]) - switch_s(alone)
     return max(1.0, each_s / usual(alone.micro_s))
 
 
@@ -111,10 +112,10 @@ def update_s(group: Group, case: Case, gpu_type: str, reduce: ReduceCost) -> flo
     """
     alone = group.alone[gpu_type][case]
     own = reduce.by_devices[1]
-    maps = single_maps(group).get(gpu_type)
-    if maps is None:
+    one = single_maps(group, 1).get(gpu_type)
+    if one is None:
         return usual(alone.update_s)
-    rest_s = usual(group.steps[case, maps[0]]) - _micro_s(group, case, gpu_type)
+    rest_s = usual(group.steps[case, one]) - _micro_s(group, case, gpu_type)
     rest_s -= own.latency_s + alone.gradient_bytes / own.bytes_per_s
     return max(usual(alone.update_s), rest_s)
 

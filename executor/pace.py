@@ -27,7 +27,7 @@ from traces.errors import DataError
 from traces.profile import BY_TYPE, Profile, ReduceCost, Transfer
 from traces.workermap import WorkerMap
 
-SECONDS = 8.0
+SECONDS = 12.0
 PREDICTED = ("compute", "waiting", "switch", "reduce", "update")  # see executor.outcome
 _WORKERS = 2  # logical workers of a job
 
@@ -41,9 +41,10 @@ def pace(
 ) -> dict[str, float]:
     """Return by GPU type how many times as long a job's step takes now as the profile says.
 
-    Means over ``cases`` (a model and a batch size per logical worker, about ``seconds`` each, each
-    must be in the profile) and over the lanes of a type; a job on every lane at once, as far as
-    they share no core and one level stretches over them. Raises ExecutorError if a job fails.
+    Means over steps (a run pays for the slow ones too), over ``cases`` (a model and a batch size
+    per logical worker, about ``seconds`` each, each must be in the profile) and over the lanes of a
+    type; a job on every lane at once, as far as they share no core and one level stretches over
+    them. Raises ExecutorError if a job fails.
     """
     found: dict[str, list[float]] = defaultdict(list)
     level = usual_level(lanes)
@@ -59,7 +60,7 @@ def pace(
                 steps = math.ceil(seconds / max(said))
                 times = trials.at_once(model, batch, maps, steps=steps)
                 for kind, said_s, one in zip(kinds, said, times, strict=True):
-                    found[kind].append(statistics.median(one) / said_s)
+                    found[kind].append(statistics.fmean(one) / said_s)
     return {kind: statistics.fmean(factors) for kind, factors in found.items()}
 
 

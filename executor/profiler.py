@@ -9,10 +9,11 @@ are exchanged too, and sorted and merged; a model that has some is given, in pla
 its dense gradient, as many as would take as long.
 
 On CPU lanes what a process measures alone is processor time (``executor.measure``). A job waits for
-more: its micro-batches are taken to be longer by as much as one more logical worker adds to a job's
-step, by the clock, than it should. Steps of several devices can only be timed by the clock, too, so
-on a busy machine all of this is too long. The profile notes how much of their cores the measuring
-processes had.
+more, and its neighbours on the other lanes take their share of memory and caches: its micro-batches
+are taken to be longer by as much as one more logical worker adds to a job's step, by the clock and
+with such a job on every lane, than it should. Steps of several devices can only be timed by the
+clock, too, so on a busy machine all of this is too long. The profile notes how much of their cores
+the measuring processes had.
 
 At last the finished profile predicts the steps of *held-out* worker maps, which were not used for
 it: uneven ones, and mixed types where the level admits them. Their relative errors are in the file.
@@ -24,7 +25,7 @@ with the kernels that all lanes have in common. Intervals are 95 % bootstrap per
 1979) of the median, 1,000 draws.
 
 Leaves out: lanes that share a core (they are measured alone, and not used at once), links between
-machines, and contention of jobs with each other.
+machines, and that a job whose neighbours stand idle is a little faster.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from typing import Any
 from executor.alone import Alone
 from executor.deriving import (
     REDUCED,
+    SINGLE,
     Case,
     Group,
     dilation,
@@ -163,16 +165,28 @@ def _steps(
     group: Group, trials: Trials, cases: Sequence[Case], first: bool, effort: Effort
 ) -> None:
     """A round of steps on every worker map: the reduction's, and those that are held out."""
-    asked = [(case, one) for case in _smallest(cases) for one in _held_out_maps(group)]
-    for maps in single_maps(group).values():
-        asked += [(case, one) for case in _smallest(cases) for one in maps]
+    smallest = _smallest(cases)
+    for case in smallest:
+        for workers in SINGLE:
+            _single(group, trials, case, workers, effort)
+    asked = [(case, one) for case in smallest for one in _held_out_maps(group) if len(one.gpus) > 1]
     if first:
         asked += [((model, 1), one) for model in REDUCED for one in even_maps(group.lanes)]
         alone = group.alone[group.lanes[0].gpu_type]
-        tables = [case for case in _smallest(cases) if alone[case].has_tables]
+        tables = [case for case in smallest if alone[case].has_tables]
         asked += [(case, one) for case in tables for one in widest_maps(group.lanes)]
     for case, one in asked:
         times = trials.step_s(*case, one, steps=effort.steps)
+        group.steps.setdefault((case, one), []).extend(times)
+
+
+def _single(group: Group, trials: Trials, case: Case, workers: int, effort: Effort) -> None:
+    """Steps of so many logical workers on one lane: a job on every lane at once, as in a run."""
+    places = apart(group.lanes)
+    maps = [WorkerMap.of([place], [workers]) for place in places]
+    of_type = single_maps(group, workers)
+    for place, times in zip(places, trials.at_once(*case, maps, steps=effort.steps), strict=True):
+        one = of_type[group.lanes[place[1]].gpu_type]
         group.steps.setdefault((case, one), []).extend(times)
 
 
@@ -202,10 +216,11 @@ def _held_out_maps(group: Group) -> list[WorkerMap]:
 def held_out_maps(places: Sequence[Place], types: Sequence[str]) -> list[WorkerMap]:
     """Return maps that are used for nothing but to check predictions.
 
-    Two logical workers on one device; four unevenly over two of each pair of types, the more on
-    either, and over three.
+    Two logical workers on one device of each type; four unevenly over two of each pair of types,
+    the more on either, and over three.
     """
-    maps = [WorkerMap.of(places[:1], [2])]
+    firsts = {types[place[1]]: place for place in reversed(places)}
+    maps = [WorkerMap.of([firsts[kind]], [2]) for kind in dict.fromkeys(types) if kind in firsts]
     pairs: dict[frozenset[str], tuple[Place, Place]] = {}
     for i, first in enumerate(places):
         for second in places[i + 1 :]:
