@@ -16,6 +16,7 @@ from executor.clock import WallClock
 from executor.cluster import LocalCluster
 from executor.devices import DeviceLane
 from executor.online import Online
+from executor.pace import PREDICTED
 from executor.past import Past
 from executor.pool import Place
 from executor.recipes import Recipes
@@ -103,11 +104,11 @@ def device_seconds(cluster: LocalCluster, spec: ClusterSpec, profile: Profile) -
         step = step_time_of(rates, layout)
         steps = stay.at - stay.begun_at
         own = sum(n * rates.microbatch_s[t] for t, n in layout)
-        add("compute", steps * own)
-        add("waiting", steps * (step.compute_s * lanes - own))
-        add("switch", steps * step.switch_s * lanes)
-        add("reduce", steps * step.reduce_s * lanes)
-        add("update", steps * step.update_s * lanes)
+        waited = step.compute_s * lanes - own
+        shared = (step.switch_s, step.reduce_s, step.update_s)
+        predicted = (own, waited, *(seconds * lanes for seconds in shared))
+        for name, seconds in zip(PREDICTED, predicted, strict=True):
+            add(name, steps * seconds)
         last_s = max(stay.last_s, stay.begin_s)
         add("closing", (stay.end_s - last_s) * lanes)
         held = (last_s - stay.begin_s) * lanes

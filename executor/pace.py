@@ -28,7 +28,8 @@ from traces.profile import BY_TYPE, Profile, ReduceCost, Transfer
 from traces.workermap import WorkerMap
 
 SECONDS = 12.0
-PREDICTED = ("compute", "waiting", "switch", "reduce", "update")  # see executor.outcome
+PREDICTED = ("compute", "waiting", "switch", "reduce", "update")
+"""Of a run's device time, what a profile predicts; the rest is unexplained, or no training."""
 _WORKERS = 2  # logical workers of a job
 
 
