@@ -1,16 +1,17 @@
 """A bucket of gradients on one device: its partial sums, and their exchange with other devices.
 
 A bucket's partial sums are kept parameter by parameter: a gradient that is taken is added to those
-before it as far as the tree of ``executor.tree`` says, in place. What the last local rank leaves
+before it as far as the order of reduction allows, in place. What the last local rank leaves
 goes straight into the memory that is sent. Then, with p devices::
 
     chunk c of every partial sum of the bucket  -- all-to-all -->  device c
-    device c adds them up along the tree        -- all-gather -->  everybody
+    device c adds them up in the job's order    -- all-gather -->  everybody
 
-A device sends one chunk per whole subtree of its block: for aligned blocks one, and then the bytes
-are those of a ring all-reduce, 2 (p - 1) / p of the gradient; in the worst case 2 log2 n times that
-of the first half. Two devices with one partial sum each send them to each other whole, and each
-adds up all of it: the same bytes, one exchange instead of two.
+Along the tree of ``executor.tree`` a device sends one chunk per whole subtree of its block: for
+aligned blocks one, and then the bytes are those of a ring all-reduce, 2 (p - 1) / p of the
+gradient; in the worst case 2 log2 n times that of the first half. Two devices with one partial sum
+each send them to each other whole, and each adds up all of it: the same bytes, one exchange instead
+of two.
 
 Memory for the exchange is kept: what is sent and what is received, and for more than two devices
 the sums.
@@ -18,7 +19,8 @@ the sums.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -26,14 +28,16 @@ from torch import Tensor, nn
 
 from executor.errors import ExecutorError
 from executor.exchange import Exchange, Pending
-from executor.tree import Block, Fold
 
 _PIECE = 128 << 10  # numbers that are added and scaled while they are in a core's cache
 NARROW = frozenset({torch.float16, torch.bfloat16})  # scaled before they are summed
 
+Summed = Callable[[Sequence[Tensor], int], Tensor]
+"""Adds up all devices' partial sums, in rank order, of the bucket's numbers from an index on."""
+
 
 class Bucket:
-    """The gradients of ``members``; ``subtrees``: the partial sums of every device, in rank order.
+    """The gradients of ``members``; ``counts``: how many partial sums every device has of them.
 
     A step is ``begin``, ``take`` until every rank's are there, ``launch``, ``fold``, ``total``.
     """
@@ -42,21 +46,21 @@ class Bucket:
         self,
         members: Sequence[nn.Parameter],
         exchange: Exchange,
-        subtrees: Sequence[Sequence[Block]],
+        counts: Sequence[int],
+        summed: Summed,
         *,
-        num_ranks: int,
         scale: float,
         device: torch.device,
     ) -> None:
         self._exchange = exchange
-        self._subtrees = subtrees
-        self._num_ranks = num_ranks
+        self._summed = summed
         self._dtype = members[0].dtype
         self._scale = 1.0 if self._dtype in NARROW else scale
         self._device = device
         self._shapes = [parameter.shape for parameter in members]
         self._sizes = [parameter.numel() for parameter in members]
-        self._counts = [len(blocks) for blocks in subtrees]
+        self._begins = [0, *accumulate(self._sizes)][:-1]
+        self._counts = list(counts)
         self._whole_swap = self._counts == [1, 1]
         self._chunk = -(-sum(self._sizes) // exchange.size)
         self._held: list[list[Tensor]] = [[] for _ in members]
@@ -136,7 +140,7 @@ class Bucket:
         )
 
     def fold(self) -> None:
-        """Wait for what the others sent, and add it up along the tree."""
+        """Wait for what the others sent, and add it up in the job's order."""
         if self._exchange.size == 1:
             return
         assert self._pending is not None
@@ -152,28 +156,33 @@ class Bucket:
                     total.mul_(self._scale)
             self._pending = Pending(None)
             return
-        fold: Fold[Tensor] = Fold(self._num_ranks, Tensor.add_)
-        blocks = (block for blocks in self._subtrees for block in blocks)
-        for block, chunk in zip(blocks, self._received, strict=True):
-            fold.push(block, chunk)
+        index = self._exchange.index
+        summed = self._summed(list(self._received), index * self._chunk)
         if self._sums is None:
             shape = (self._exchange.size * self._chunk,)
             self._sums = torch.empty(shape, dtype=self._dtype, device=self._device)
-        own = self._sums.view(-1, self._chunk)[self._exchange.index]
-        torch.mul(fold.total(), self._scale, out=own)
+        own = self._sums.view(-1, self._chunk)[index]
+        torch.mul(summed, self._scale, out=own)
         self._pending = self._exchange.all_gather(self._sums, own)
 
     def total(self) -> Sequence[Tensor]:
         """Wait for the sums over all ranks, and return them by member; valid until ``begin``."""
         if self._exchange.size == 1:
-            sums = [held[0] for held in self._held if len(held) == 1]
-            if len(sums) != len(self._held):
-                raise ExecutorError("ranks are missing", expected=f"all {self._num_ranks}")
-            return sums
+            if {len(held) for held in self._held} != set(self._counts):
+                raise ExecutorError("ranks are missing", value=len(self._held[0]))
+            return [
+                held[0] if len(held) == 1 else self._of_all(held, begin)
+                for held, begin in zip(self._held, self._begins, strict=True)
+            ]
         assert self._pending is not None
         assert self._sums is not None
         self._pending.wait()
         return self._members_of(self._sums)
+
+    def _of_all(self, held: Sequence[Tensor], begin: int) -> Tensor:
+        """Add up the partial sums of a member that begins at this number of the bucket."""
+        flat = [part.reshape(-1) for part in held]
+        return self._summed(flat, begin).view(held[0].shape)
 
     def is_finite(self) -> bool:
         """Whether our own partial sums are finite."""

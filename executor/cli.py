@@ -154,6 +154,13 @@ def _add_verify(subparsers: Any) -> None:
         help="shard the sparse tables, each row on two devices or on one; the undisturbed run has"
         " whole ones (whole)",
     )
+    verify.add_argument(
+        "--reduction",
+        choices=["tree", "ring"],
+        default="tree",
+        help="the order in which dense gradients are summed: along the tree over logical workers,"
+        " or as stock DistributedDataParallel on gloo does (tree)",
+    )
     verify.add_argument("--json", action="store_true", help="print as JSON")
     verify.set_defaults(run=_verify)
 
@@ -237,6 +244,7 @@ def _verify(args: argparse.Namespace) -> int:
         kinds=tuple(args.kind or KINDS),
         level=Level(args.level),
         sharding=None if args.shards is None else Sharding(mirrored=args.shards == "mirrored"),
+        reduction=args.reduction,
     )
     verdict = verify(battery, on_outcome=None if args.json else _say_outcome)
     if args.json:

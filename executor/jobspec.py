@@ -12,7 +12,7 @@ from executor.errors import ExecutorError
 from executor.faults import Fault
 from executor.levels import Agreement
 from executor.messages import Habits
-from executor.reduce import BUCKET_BYTES
+from executor.reduce import BUCKET_BYTES, check_kind
 from executor.shards import Sharding
 from executor.task import TaskSpec
 
@@ -24,7 +24,8 @@ class JobSpec:
     ``resume``: begin from the last checkpoint in the folder, if there is one. ``faults`` are
     injected. ``agreement``: on a determinism level, with what the job's lanes have in common.
     ``sharding``: of the sparse tables; None: every device holds all rows. It changes no bit, and
-    a checkpoint does not know of it.
+    a checkpoint does not know of it. ``reduction``: the order in which a new job's dense gradients
+    are summed, ``tree``, or ``ring`` for the bits of DistributedDataParallel on gloo.
     Raises ExecutorError for numbers out of range.
     """
 
@@ -38,8 +39,10 @@ class JobSpec:
     faults: tuple[Fault, ...] = ()
     agreement: Agreement | None = None
     sharding: Sharding | None = None
+    reduction: str = "tree"
 
     def __post_init__(self) -> None:
+        check_kind(self.reduction)
         for name in ("num_workers", "steps"):
             if getattr(self, name) < 1:
                 raise ExecutorError(

@@ -73,6 +73,7 @@ class Habits:
 class Attach:
     """Build the task of a job. ``order`` None: a new job's; the reply is its identity.
 
+    ``reduction``: the kind of a new job's order.
     ``agreement``: what the job's lanes have in common at its determinism level, if it has one.
     ``battery``: the reply has the digests of the battery of operators beside the identity.
     """
@@ -82,6 +83,7 @@ class Attach:
     lane: DeviceLane
     agreement: Agreement | None
     bucket_bytes: int
+    reduction: str
     order: Any
     habits: Habits
     battery: bool = False

@@ -3,6 +3,8 @@
 Parameters are put into *buckets* in reverse order, since backward reaches the last ones first. The
 bucket map and the tree are the job's *order of reduction*: fixed for life and written in its
 checkpoints. With the tree, the bits do not depend on the bucket map either, only the timing does.
+A job may have another order, that of stock DistributedDataParallel (``executor.ring``), which costs
+the memory and the exchange of every local rank's gradients: none can be added to another here.
 
 A gradient is added to the partial sums of ``executor.tree`` during backward, as soon as it is
 there (small ones after it, all at once), and its own memory is free again. So one device with n
@@ -17,23 +19,25 @@ micro-batch computes.
 
 The sum is multiplied by the task's ``scale`` at its end. DistributedDataParallel multiplies each
 gradient before the sum; for powers of two both are exact unless a number is subnormal. Gradients of
-16 bits are scaled first, since their sum may leave the range.
+16 bits are scaled first, since their sum may leave the range, and so are those of a ring.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from executor.bucket import NARROW, Bucket
+from executor.bucket import NARROW, Bucket, Summed
 from executor.errors import ExecutorError
 from executor.exchange import Exchange
-from executor.tree import carries, whole_subtrees
+from executor.ring import Buckets, ddp_buckets, links, ring_sum
+from executor.tree import Block, Fold, carries, whole_subtrees
 
+KINDS = ("tree", "ring")
 BUCKET_BYTES = 4 << 20
 _SMALL_BYTES = 16 << 10  # gradients that are not worth a call of their own
 
@@ -42,13 +46,19 @@ _SMALL_BYTES = 16 << 10  # gradients that are not worth a call of their own
 class Order:
     """The order of reduction of a job: a property of the job, not of its devices.
 
-    ``kind``: ``tree``. ``buckets``: indices of parameters, bucket by bucket, in the order in which
-    buckets are exchanged.
+    ``kind``: ``tree``, or ``ring`` for that of DistributedDataParallel on gloo. ``buckets``:
+    indices of parameters, bucket by bucket, in the order in which buckets are exchanged. ``first``:
+    a ring's buckets in the first step.
     """
 
     num_workers: int
-    buckets: tuple[tuple[int, ...], ...]
+    buckets: Buckets
     kind: str = "tree"
+    first: Buckets = ()
+
+    def at(self, step: int) -> Order:
+        """Return the order of the step after ``step`` steps."""
+        return replace(self, buckets=self.first) if self.first and step == 0 else self
 
     def to_json(self) -> dict[str, Any]:
         """Return the order as JSON values."""
@@ -56,26 +66,46 @@ class Order:
             "kind": self.kind,
             "num_workers": self.num_workers,
             "buckets": [list(bucket) for bucket in self.buckets],
-        }
+        } | ({"first": [list(bucket) for bucket in self.first]} if self.first else {})
 
     @classmethod
     def from_json(cls, values: Any) -> Order:
         """Read what ``to_json`` wrote. Raises ExecutorError for an order that is not known."""
-        if values.get("kind") != "tree":
-            raise ExecutorError("unknown order", value=values.get("kind"), expected="tree")
+        check_kind(values.get("kind"))
+        buckets, first = (
+            tuple(tuple(int(i) for i in bucket) for bucket in values.get(name, ()))
+            for name in ("buckets", "first")
+        )
         return cls(
             num_workers=int(values["num_workers"]),
-            buckets=tuple(tuple(int(i) for i in bucket) for bucket in values["buckets"]),
+            buckets=buckets,
+            kind=values["kind"],
+            first=first,
         )
 
 
+def check_kind(kind: Any) -> None:
+    """Raise ExecutorError for an order of reduction that there is not."""
+    if kind not in KINDS:
+        raise ExecutorError("unknown order", value=kind, expected=" or ".join(KINDS))
+
+
 def order_of(
-    parameters: Sequence[nn.Parameter], num_workers: int, bucket_bytes: int = BUCKET_BYTES
+    parameters: Sequence[nn.Parameter],
+    num_workers: int,
+    bucket_bytes: int = BUCKET_BYTES,
+    *,
+    arrived: Sequence[int] | None = None,
 ) -> Order:
     """Return the order of a new job: buckets of at most ``bucket_bytes``, one dtype each.
 
-    A parameter that is larger has a bucket to itself.
+    A parameter that is larger has a bucket to itself. ``arrived``: the order is a ring, with
+    DistributedDataParallel's buckets of parameters whose gradients arrive in this order
+    (:func:`executor.ring.arrival`).
     """
+    if arrived is not None:
+        first, later = ddp_buckets(parameters, arrived)
+        return Order(num_workers=num_workers, buckets=later, kind="ring", first=first)
     if bucket_bytes < 1:
         raise ExecutorError("bad size", where="bucket_bytes", value=bucket_bytes, expected="1 up")
     buckets: list[list[int]] = []
@@ -89,6 +119,22 @@ def order_of(
         buckets[-1].append(index)
         room -= size
     return Order(num_workers=num_workers, buckets=tuple(map(tuple, buckets)))
+
+
+def _summed(order: Order, members: Sequence[nn.Parameter], blocks: Sequence[Block]) -> Summed:
+    """How the partial sums of a bucket, which are those of ``blocks``, are added up."""
+    if order.kind == "ring":
+        numbers = sum(parameter.numel() for parameter in members)
+        chain = tuple(links(numbers, members[0].element_size(), order.num_workers))
+        return lambda parts, begin: ring_sum(parts, begin, chain)
+
+    def along_the_tree(parts: Sequence[Tensor], _: int) -> Tensor:
+        fold: Fold[Tensor] = Fold(order.num_workers, Tensor.add_)
+        for block, part in zip(blocks, parts, strict=True):
+            fold.push(block, part)
+        return fold.total()
+
+    return along_the_tree
 
 
 class DenseReducer:
@@ -117,25 +163,32 @@ class DenseReducer:
                 expected=str(len(parameters)),
             )
         self._parameters = parameters
-        self._order = order
+        self.order = order
         self._exchange = exchange
         self._device = exchange.device if device is None else device
         self._scale = scale
-        own = blocks[exchange.index]
+        own, ranks = blocks[exchange.index], order.num_workers
         self._last = own[-1]
-        self._carries = dict(zip(own, carries(own.start, own.stop, order.num_workers), strict=True))
-        subtrees = [whole_subtrees(b.start, b.stop, order.num_workers) for b in blocks]
-        self._buckets = [
-            Bucket(
-                [parameters[i] for i in bucket],
-                exchange,
-                subtrees,
-                num_ranks=order.num_workers,
-                scale=scale,
-                device=self._device,
+        self._scaled_first = order.kind == "ring"
+        if order.kind == "ring":
+            self._carries = dict.fromkeys(own, 0)
+            partials = [[Block(rank, rank + 1) for rank in block] for block in blocks]
+        else:
+            self._carries = dict(zip(own, carries(own.start, own.stop, ranks), strict=True))
+            partials = [list(whole_subtrees(b.start, b.stop, ranks)) for b in blocks]
+        self._buckets: list[Bucket] = []
+        for indices in order.buckets:
+            held = [parameters[i] for i in indices]
+            self._buckets.append(
+                Bucket(
+                    held,
+                    exchange,
+                    [len(of_device) for of_device in partials],
+                    _summed(order, held, [one for of_device in partials for one in of_device]),
+                    scale=1.0 if self._scaled_first else scale,
+                    device=self._device,
+                )
             )
-            for bucket in order.buckets
-        ]
         self._place = {
             i: (b, position)
             for b, bucket in enumerate(order.buckets)
@@ -180,7 +233,7 @@ class DenseReducer:
         armed, self._armed = self._armed == rank, None
         arrived = self._arrived if armed else set()
         exchanging = armed and rank == self._last and self._exchange.size > 1
-        for number, members in enumerate(self._order.buckets):
+        for number, members in enumerate(self.order.buckets):
             rest = [i for i in members if i not in arrived]
             if rest:
                 self._stage(number, rest, [gradients[i] for i in rest], rank, exchanging=exchanging)
@@ -192,7 +245,7 @@ class DenseReducer:
         for bucket in self._buckets:
             bucket.fold()
         totals: dict[int, Tensor] = {}
-        for bucket, members in zip(self._buckets, self._order.buckets, strict=True):
+        for bucket, members in zip(self._buckets, self.order.buckets, strict=True):
             for index, total in zip(members, bucket.total(), strict=True):
                 totals[index] = total.to(self._parameters[index].device)
         return tuple(totals[i] for i in range(len(self._parameters)))
@@ -249,7 +302,7 @@ class DenseReducer:
         """Take gradients of one rank into their bucket; launch those that are full in turn."""
         bucket, last = self._buckets[number], rank == self._last
         positions = [self._place[i][1] for i in indices]
-        if self._scale != 1.0 and gradients[0].dtype in NARROW:
+        if self._scale != 1.0 and (self._scaled_first or gradients[0].dtype in NARROW):
             gradients = [g * self._scale for g in gradients]
         if gradients[0].device == self._device:
             full = bucket.take(

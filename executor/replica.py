@@ -199,18 +199,21 @@ class Replica:
         self._layout, self._exchange = layout, exchange
         self._mail, self._sums_mail = Mail(exchange), Mail(exchange)
         self._held = {self.step: drafts}
-        self._reducer = DenseReducer(
-            self.task.parameters(),
-            self.order,
-            layout.blocks,
-            exchange,
-            scale=self.task.scale,
-            device=self._home_of_sums(exchange),
-        )
+        self._reducer = self._new_reducer(exchange)
         self._turns.follow(drafts.own)
         if layout.shards is not None:
             self._prepared = None
             self._holdings.hold(layout.shards, exchange, holding, number)
+
+    def _new_reducer(self, exchange: Exchange) -> DenseReducer:
+        return DenseReducer(
+            self.task.parameters(),
+            self.order.at(self.step),
+            self._layout.blocks,
+            exchange,
+            scale=self.task.scale,
+            device=self._home_of_sums(exchange),
+        )
 
     def _home_of_sums(self, exchange: Exchange) -> torch.device:
         """Where partial sums wait: where they are exchanged, or with the task if they are not."""
@@ -267,6 +270,9 @@ class Replica:
         self._holdings.keep_live()
         own, rows = self._layout.own, self._holdings.rows
         drafts = self._held[self.step + 1] = _Drafts()
+        if reducer.order != self.order.at(self.step):  # a ring has other buckets after step 1
+            reducer.close()
+            reducer = self._reducer = self._new_reducer(exchange)
         reducer.begin()
         losses, partials = self._turns.run(
             own, self._held[self.step].own, drafts.own, reducer, rows, self.probe, self._now

@@ -44,8 +44,8 @@ class Battery:
     """What is verified: a task on some lanes, for so many steps and schedules.
 
     ``kinds``: which of ``KINDS`` a schedule may have. ``level``: the determinism level the lanes
-    agree on. ``sharding``: of the schedules' tables, None: whole. Raises ExecutorError for numbers
-    or kinds out of range.
+    agree on. ``sharding``: of the schedules' tables, None: whole. ``reduction``: the order of
+    summation. Raises ExecutorError for numbers or kinds out of range.
     """
 
     task: TaskSpec
@@ -57,6 +57,7 @@ class Battery:
     kinds: tuple[str, ...] = KINDS
     level: Level = Level.D1
     sharding: Sharding | None = None
+    reduction: str = "tree"
 
     def __post_init__(self) -> None:
         for name, least in (("num_workers", 1), ("steps", 2), ("schedules", 1), ("seed", 0)):
@@ -177,6 +178,7 @@ def verify(
             steps=battery.steps,
             habits=Habits(digest_every=1, folder=folder),
             agreement=agreement,
+            reduction=battery.reduction,
         )
         whole = WorkerMap.of([(0, 0)], [battery.num_workers])
         reference = Collected()

@@ -34,6 +34,7 @@ from executor.mailbox import EXIT_ORPHAN, Mailbox
 from executor.operators import digests as battery_digests
 from executor.reduce import Order, order_of
 from executor.replica import Replica
+from executor.ring import arrival
 
 _PR_SET_PDEATHSIG = 1
 
@@ -120,7 +121,13 @@ class Worker:
         battery = battery_digests(request.lane.device) if asked else None
         task = request.task.build(request.lane.device)
         if request.order is None:
-            order = order_of(task.parameters(), task.num_workers, request.bucket_bytes)
+            ring = request.reduction == "ring"
+            order = order_of(
+                task.parameters(),
+                task.num_workers,
+                request.bucket_bytes,
+                arrived=arrival(request.task.build(request.lane.device)) if ring else None,
+            )
         else:
             order = Order.from_json(request.order)
         self._job = request

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from executor.agent import Agent
 from tests.executorcases import Digests, digests_of, first_difference, job, on, trained
 
 STEPS = 50
-RUNS = ("2:50:0", "4:50:1", "8:15:1", "4:3:0")
+RUNS = ("2:50:0", "4:50:1", "8:15:1", "4:50:0", "8:15:0", "6:10:0")
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +55,36 @@ def test_more_workers_equal_a_hook_that_folds_in_the_same_tree(
     assert first_difference(found, references[run]) is None
 
 
-def test_gloo_itself_sums_four_ranks_in_another_order(
+@pytest.mark.parametrize(
+    ("run", "counts"),
+    [("4:50:0", (4,)), ("4:50:0", (1, 3)), ("8:15:0", (3, 4, 1)), ("6:10:0", (2, 2, 1, 1))],
+)
+def test_with_the_order_of_the_ring_they_equal_stock(
+    agent: Agent, references: dict[str, Digests], run: str, counts: tuple[int, ...]
+) -> None:
+    """Nothing but DistributedDataParallel as it comes, and not only for powers of two."""
+    world, steps, _ = map(int, run.split(":"))
+    spec = replace(job("mlp", world, steps), reduction="ring")
+    found = digests_of(trained(agent, spec, [(steps, on(*counts))]))
+    assert len(found) == steps
+    assert first_difference(found, references[run]) is None
+
+
+def test_with_the_order_of_the_ring_rescales_change_no_bit(
     agent: Agent, references: dict[str, Digests]
 ) -> None:
-    """The checks above can fail: without the hook the bits of four ranks differ."""
-    found = digests_of(trained(agent, job("mlp", 4, 3), [(3, on(4))]))
-    assert first_difference(found, references["4:3:0"]) is not None
+    schedule = [(1, on(4)), (4, on(1, 2, 1)), (7, on(2, 2, first=2)), (50, on(3, 1))]
+    spec = replace(job("mlp", 4, 50), reduction="ring")
+    found = digests_of(trained(agent, spec, schedule))
+    assert first_difference(found, references["4:50:0"]) is None
+
+
+@pytest.mark.parametrize("run", ["4:50:0", "6:10:0"])
+def test_gloo_itself_does_not_sum_along_the_tree(
+    agent: Agent, references: dict[str, Digests], run: str
+) -> None:
+    """The checks above can fail: along the tree the bits of four ranks, and of six, differ."""
+    world = int(run.split(":", maxsplit=1)[0])
+    found = digests_of(trained(agent, job("mlp", world, 3), [(3, on(world))]))
+    expected = {step: references[run][step] for step in found}
+    assert first_difference(found, expected) is not None

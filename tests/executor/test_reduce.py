@@ -13,10 +13,12 @@ from executor.agent import Agent
 from executor.errors import ExecutorError
 from executor.exchange import Exchange
 from executor.reduce import DenseReducer, order_of
+from executor.ring import links, ring_sum
 from executor.tree import Block, Fold
 from executor.workloads import workload
 from tests.executorcases import digests_of, first_difference, job, on, trained
 
+ARRIVED = (4, 3, 1, 2, 0)
 WIDTH = 72  # 20 KiB a layer, so that its gradient is added by itself
 
 
@@ -58,7 +60,24 @@ def folded(module: Branches, num_ranks: int, scale: float) -> list[Tensor]:
     return sums
 
 
-def reduced(counts: tuple[int, ...], scale: float, *, armed: bool, steps: int = 2) -> list[Tensor]:
+def ringed(module: Branches, num_ranks: int, scale: float) -> list[Tensor]:
+    """The reference of the ring: buckets as one vector of every rank, added up by its chains."""
+    parameters = list(module.parameters())
+    per_rank = [[g * scale for g in gradients(module, rank)] for rank in range(num_ranks)]
+    sums: dict[int, Tensor] = {}
+    for bucket in order_of(parameters, num_ranks, arrived=ARRIVED).buckets:
+        flat = [torch.cat([of_rank[i].reshape(-1) for i in bucket]) for of_rank in per_rank]
+        total = ring_sum(flat, 0, tuple(links(len(flat[0]), 4, num_ranks)))
+        for i, part in zip(
+            bucket, torch.split(total, [parameters[i].numel() for i in bucket]), strict=True
+        ):
+            sums[i] = part.view(parameters[i].shape)
+    return [sums[i] for i in range(len(parameters))]
+
+
+def reduced(
+    counts: tuple[int, ...], scale: float, *, armed: bool, steps: int = 2, ring: bool = False
+) -> list[Tensor]:
     """Sums by devices that are threads, the same on all of them."""
     total = sum(counts)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -69,7 +88,7 @@ def reduced(counts: tuple[int, ...], scale: float, *, armed: bool, steps: int = 
         exchange = Exchange(("127.0.0.1", store.port), "reduce", index, len(counts))
         module = made()
         parameters = list(module.parameters())
-        order = order_of(parameters, total, bucket_bytes=30_000)
+        order = order_of(parameters, total, bucket_bytes=30_000, arrived=ARRIVED if ring else None)
         reducer = DenseReducer(parameters, order, blocks, exchange, scale=scale)
         for _ in range(steps):
             reducer.begin()
@@ -115,6 +134,17 @@ def test_sums_during_backward_have_the_bits_of_the_fold(
 ) -> None:
     scale = 1.0 / sum(counts)
     assert same(reduced(counts, scale, armed=armed), folded(made(), sum(counts), scale))
+
+
+@pytest.mark.parametrize("armed", [True, False])
+@pytest.mark.parametrize("counts", [(1,), (3,), (4,), (1, 1), (2, 2), (1, 3), (2, 1, 2)])
+def test_sums_in_the_order_of_the_ring_do_not_depend_on_the_map(
+    counts: tuple[int, ...], armed: bool
+) -> None:
+    scale, total = 1.0 / sum(counts), sum(counts)
+    found = reduced(counts, scale, armed=armed, ring=True)
+    assert same(found, ringed(made(), total, scale))
+    assert same(found, folded(made(), total, scale)) == (total <= 2)
 
 
 def test_signs_of_zeros_are_told_apart() -> None:

@@ -35,6 +35,15 @@ def test_random_rescales_migrations_resumes_and_kills_keep_the_bits() -> None:
     assert all(outcome.compared > 5 * 20 for outcome in verdict.outcomes)
 
 
+@pytest.mark.parametrize(("name", "steps"), [("mlp", 7), ("longer", 4)])
+def test_the_order_of_the_ring_keeps_them_too(name: str, steps: int) -> None:
+    battery = replace(BATTERY, task=workload(name, 5, seed=1), reduction="ring", steps=steps)
+    verdict = verify(replace(battery, schedules=2), threads=True)
+    assert verdict.differing == ()
+    tree = verify(replace(battery, schedules=1, reduction="tree"), threads=True)
+    assert verdict.digest != tree.digest
+
+
 @pytest.mark.parametrize("mirrored", [True, False])
 def test_sharded_tables_are_held_against_whole_ones(
     mirrored: bool, monkeypatch: pytest.MonkeyPatch
