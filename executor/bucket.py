@@ -163,7 +163,9 @@ class Bucket:
             self._sums = torch.empty(shape, dtype=self._dtype, device=self._device)
         own = self._sums.view(-1, self._chunk)[index]
         torch.mul(summed, self._scale, out=own)
-        self._pending = self._exchange.all_gather(self._sums, own)
+        # What was received is added up, and its memory free.
+        scratch = self._received[: self._exchange.size]
+        self._pending = self._exchange.all_gather(self._sums, own, scratch)
 
     def total(self) -> Sequence[Tensor]:
         """Wait for the sums over all ranks, and return them by member; valid until ``begin``."""
