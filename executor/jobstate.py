@@ -129,8 +129,8 @@ class JobState:
         self.diary.step(report)
 
     def mark_broken(self, reason: str) -> None:
-        """The generation is broken; told of once."""
-        if not self.trouble.broken:
+        """The generation is broken; told of once, also if a request had been refused before."""
+        if not self.trouble.broken or not self.diary.recovering:
             self.trouble.broken = True
             self.diary.broke(self.step, reason)
 

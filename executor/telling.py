@@ -50,6 +50,11 @@ class Diary:
             self._paused_at = now
         self.tell(e.Broken, step=step, reason=reason)
 
+    @property
+    def recovering(self) -> bool:
+        """Whether it told of a break, and not yet that all is well again."""
+        return self._broke_at is not None
+
     def stands(self) -> None:
         """From now on nobody trains."""
         self._paused_at = self._clock()

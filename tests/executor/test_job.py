@@ -234,6 +234,20 @@ def test_a_request_that_is_refused_twice_ends_the_job(played: Played) -> None:
     assert failed.reason == "no"
 
 
+def test_a_death_is_told_of_also_after_a_request_was_refused(played: Played) -> None:
+    played.started(on(1, 1), 0, 1)
+    played.job.rescale(on(2))
+    assert (played.told(0), played.told(1)) == (["Pause"], ["Pause"])
+    for device in (0, 1):
+        played.say(device, m.Paused, step=4)
+    assert (played.told(0), played.told(1)) == (["Survey"], ["Survey"])
+    played.reply(0, error="no")
+    played.reply(1, m.Surveyed(step=4, contexts=WHOLE, last=None))
+    assert played.events == []  # asked again
+    played.job.gone(played.worker(1), "died")
+    assert [type(event) for event in played.events] == [e.LaneLost, e.Broken]
+
+
 def test_a_stop_comes_between_a_survey_and_the_move(played: Played) -> None:
     played.started(on(2), 0)
     played.job.stop(checkpoint=False)
