@@ -158,7 +158,7 @@ def _near() -> list[Experiment]:
     for length, rise, seeds in (
         (64, ((16, 250),), 5),
         (256, ((16, 250), (64, 400)), 3),
-        (1024, ((16, 250), (64, 300), (256, 300)), 2),
+        (1024, ((16, 250), (64, 300), (256, 1500)), 2),
     ):
         made += [
             Experiment(
@@ -167,7 +167,7 @@ def _near() -> list[Experiment]:
                 seed=seed,
                 model=replace(SMALL, max_length=length, queries=length // 10),
                 stages=rising((*rise, (length, 4000)), EVENT),
-                seconds=1500,
+                seconds=3600,
                 clocked=True,
                 eval_samples=4096 if length == 1024 else 8192,
                 also_visible=tuple(length >> i for i in range(4, 0, -1)),

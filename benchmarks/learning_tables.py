@@ -25,7 +25,11 @@ BASE = "longer"
 def tables(reports: Sequence[dict[str, Any]]) -> str:
     """Return all tables, as Markdown. Of two like runs the later report's counts."""
     done = [r for report in reports for r in report["results"] if "error" not in r]
-    latest = {(r["name"], r["planned_steps"]): r for r in done if r.get("start") != OLD_START}
+    latest = {
+        (r["name"], None if r["group"].startswith("near") else r["planned_steps"]): r
+        for r in done
+        if r.get("start") != OLD_START
+    }
     # Of an older start of the network's layers: measured, but not what is there now.
     results = list(latest.values())
     parts = [
