@@ -95,7 +95,8 @@ def arrival(task: Task) -> tuple[int, ...]:
         task.micro_step(0, batch)
     for hook in hooks:
         hook.remove()
-    return (*found, *(i for i in reversed(range(len(parameters))) if i not in set(found)))
+    rest = reversed(range(len(parameters)))
+    return tuple(dict.fromkeys([*found, *rest]))
 
 
 def ddp_buckets(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,6 +117,14 @@ def test_buckets_are_those_of_distributed_data_parallel() -> None:
     first, later = ddp_buckets([double, *parameters], range(6, -1, -1))
     assert first == ((0,), (1, 2, 3, 4, 5, 6))
     assert later == ((6, 5, 4), (3, 2), (1,), (0,))
+
+
+def test_distributed_data_parallel_says_so_itself(repo: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.ddpbuckets", str(tmp_path / "out.json")]
+    subprocess.run(command, cwd=repo, check=True, timeout=120)
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["ours"] == found["theirs"]
+    assert [len(sizes) for sizes in found["ours"][0]] == [1, 2]
 
 
 def test_gradients_arrive_in_an_order_of_their_own() -> None:
