@@ -327,7 +327,7 @@ class RunLog:
                 if missing:
                     raise DataError("column is missing", file=file, column=missing[0])
                 return parquet.read(columns=wanted)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise DataError(f"table {name} cannot be read: {error}", file=file) from error
 
     def table(self, name: str) -> pd.DataFrame:

@@ -150,7 +150,7 @@ def _chunks(path: Path) -> Iterator[tuple[int, Any]]:
                 )
             for batch in file.iter_batches(_ROWS_AT_ONCE, columns=list(_COLUMNS)):
                 yield batch.num_rows, batch
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ModelError(f"cannot be read: {error}", where=path) from error
 
 
