@@ -28,7 +28,12 @@ from executor.tree import whole_subtrees
 from executor.workloads import workload
 from traces.workermap import WorkerMap
 
-LANES = {(0, i): DeviceLane(name=f"cpu{i}", gpu_type="cpu") for i in range(12)}
+LANES = {
+    device: {
+        (0, i): DeviceLane(name=f"{device}{i}", gpu_type=device, device=name) for i in range(12)
+    }
+    for device, name in (("cpu", "cpu"), ("cuda", "cuda:0"))
+}
 LARGE = {"width": 2048, "layers": 2, "batch": 4}
 LARGE_BYTES = (2 * (2048 * 2048 + 2048) + 2048 + 1) * 4 * 3  # parameters and AdamW's two moments
 TABLES = {"ids": 200_000, "dim": 32, "items": 50, "batch": 32, "admit_after": 1}
@@ -60,10 +65,11 @@ def rounded(value: float) -> float:
 
 
 @contextmanager
-def agent_of(processes: int) -> Iterator[tuple[Agent, WorkerPool]]:
+def agent_of(processes: int, device: str = "cpu") -> Iterator[tuple[Agent, WorkerPool]]:
     """An agent with worker processes that are warm."""
-    with WorkerPool() as pool, Agent(LANES, pool=pool) as agent:
-        agent.warm_up(dict.fromkeys(list(LANES)[:processes], 1))
+    lanes = LANES[device]
+    with WorkerPool() as pool, Agent(lanes, pool=pool) as agent:
+        agent.warm_up(dict.fromkeys(list(lanes)[:processes], 1))
         yield agent, pool
 
 
@@ -79,9 +85,12 @@ def events_of(events: Sequence[e.Event], kind: Any) -> list[Any]:
     return [event for event in events if isinstance(event, kind)]
 
 
-def elasticity(task: TaskSpec, rescales: int, kills: int) -> dict[str, Any]:
-    """Rescale from one device to two and back; then kill a device, again and again."""
-    with agent_of(2) as (agent, _):
+def elasticity(task: TaskSpec, rescales: int, kills: int, device: str = "cpu") -> dict[str, Any]:
+    """Rescale from one device to two and back; then kill a device, again and again.
+
+    Two workers on CUDA share the first GPU.
+    """
+    with agent_of(2, device) as (agent, _):
         agent.start(job(task, "rescale", 10_000), on(4), pause_at=3)
         seen = agent.settle("rescale")
         agent.pause_at("rescale", 10_000)
@@ -115,11 +124,11 @@ def elasticity(task: TaskSpec, rescales: int, kills: int) -> dict[str, Any]:
     return found
 
 
-def large_state(rescales: int) -> dict[str, Any]:
+def large_state(rescales: int, device: str = "cpu") -> dict[str, Any]:
     """The same for a large state, and what the wire alone would take."""
     _store, where, _folder = steps.meeting("cpu")
     bandwidth = max(steps.forked(lambda i: steps.bandwidth(i, LARGE_BYTES, where), 2))
-    found = elasticity(workload("dense", 4, **LARGE), rescales, max(1, rescales - 1))
+    found = elasticity(workload("dense", 4, **LARGE), rescales, max(1, rescales - 1), device)
     wire_s = LARGE_BYTES / bandwidth
     return found | {
         "state_mib": round(LARGE_BYTES / 2**20, 1),
@@ -164,7 +173,7 @@ def reduction() -> dict[str, Any]:
     settings = {"width": 256, "layers": 4, "batch": 2}
     gradient = (4 * (256 * 256 + 256) + 256 + 1) * 4
     counted = {}
-    with WorkerPool(threads=True) as pool, Agent(LANES, pool=pool) as agent:
+    with WorkerPool(threads=True) as pool, Agent(LANES["cpu"], pool=pool) as agent:
         for counts in ((2, 2), (1, 2, 1), (1, 3)):
             name = "+".join(map(str, counts))
             agent.start(job(workload("dense", 4, **settings), name, 3), on(*counts))
@@ -188,7 +197,7 @@ def tables() -> dict[str, Any]:
     kinds = {"whole": None, "mirrored": Sharding(), "single": Sharding(mirrored=False)}
     task = workload("rows", 4, **TABLES)
     for counts in ((2, 2), (1, 1, 1, 1)):
-        with WorkerPool(threads=True) as pool, Agent(LANES, pool=pool) as agent:
+        with WorkerPool(threads=True) as pool, Agent(LANES["cpu"], pool=pool) as agent:
             rows, sent = {}, {}
             for name, sharding in kinds.items():
                 agent.start(job(task, name, 9, sharding=sharding), on(*counts), pause_at=6)

@@ -144,12 +144,14 @@ def data_parallel(
     """One of ``size`` processes with one logical worker each: three sides in turns."""
     host, port, folder, device_name = meeting
     device = torch.device(device_name)
+    shared = device.type == "cuda" and torch.cuda.device_count() < size
     allocator(KEEP)
     tasks = {
         name: dense_task(num_workers=size, seed=1, device=device, **settings)
         for name in ("stock", "D0", "D1")
     }
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    # NCCL takes one process a GPU. As the engine does, those that share one exchange on the host.
+    backend = "nccl" if device.type == "cuda" and not shared else "gloo"
     dist.init_process_group(
         backend, init_method=f"file://{folder}/store", rank=index, world_size=size
     )
@@ -159,7 +161,8 @@ def data_parallel(
             DistributedDataParallel(tasks[name].module, broadcast_buffers=False)
             for name in ("stock", "D0")
         )
-    exchange = Exchange((host, port), "bench", index, size, device=device)
+    between = "cpu" if shared else device
+    exchange = Exchange((host, port), "bench", index, size, device=between)
     replica, engine = engine_side(tasks["D1"], size, index, exchange)
     sides = {
         "stock": plain_side(tasks["stock"], range(index, index + 1), stock),
@@ -219,7 +222,12 @@ def peak_mib(spec: TaskSpec, device_name: str, options: Options) -> dict[str, fl
     device = torch.device(device_name)
     if device.type == "cpu":
         allocator(options)
-    before = 0 if device.type == "cuda" else _resident_kib("VmRSS")
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    else:
+        before = _resident_kib("VmRSS")
     task = spec.build(device)
     if device.type == "cpu":
         Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
@@ -227,7 +235,7 @@ def peak_mib(spec: TaskSpec, device_name: str, options: Options) -> dict[str, fl
     step()
     step()
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device) / 2**20
+        peak = (torch.cuda.max_memory_allocated(device) - before) / 2**20
     else:
         peak = (_resident_kib("VmHWM") - before) / 1024
     gradient = sum(p.numel() * p.element_size() for p in task.parameters()) / 2**20

@@ -58,6 +58,11 @@ def _alike(lanes: Sequence[DeviceLane]) -> list[Place]:
     return places[:_MOST_DEVICES]
 
 
+def widest(groups: Sequence[Group]) -> Group:
+    """Return the group whose jobs can be on most lanes of one type: there reduction is measured."""
+    return max(groups, key=lambda group: len(_alike(group.lanes)))
+
+
 def even_maps(lanes: Sequence[DeviceLane]) -> list[WorkerMap]:
     """One logical worker on each of 1, 2, ... lanes of the first one's type."""
     places = _alike(lanes)
@@ -88,7 +93,8 @@ def dilation(group: Group, case: Case, gpu_type: str) -> float:
     """How many times as long a micro-batch takes in a job, by the clock, as a process says alone.
 
     What a job's step gains per logical worker beyond the first on one lane, less the switch. Never
-    below 1: the clock is not slower than the processor.
+    below 1 on a CPU: the clock is not slower than the processor. On a GPU a job launches the next
+    micro-batch while the last one runs, and a process that times each of them cannot.
     """
     if gpu_type not in single_maps(group, SINGLE[0]):
         return 1.0  # its lane shares a core with another, and takes no part in trials
@@ -98,7 +104,10 @@ def dilation(group: Group, case: Case, gpu_type: str) -> float:
     )
     alone = group.alone[gpu_type][case]
     each_s = (many - few) / (SINGLE[-1] - SINGLE[0]) - switch_s(alone)
-    return max(1.0, each_s / usual(alone.micro_s))
+    longer = each_s / usual(alone.micro_s)
+    if any(lane.gpu_type == gpu_type and lane.cuda_index is not None for lane in group.lanes):
+        return longer if longer > 0 else 1.0
+    return max(1.0, longer)
 
 
 def _micro_s(group: Group, case: Case, gpu_type: str) -> float:

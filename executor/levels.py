@@ -283,6 +283,9 @@ def limit_multiprocessors(lane: DeviceLane) -> str:
 
             context: Any = GreenContext.create(num_sms=wanted, device_id=lane.cuda_index)
             context.set_context()
+            # Of this thread. Autograd's own thread would run backward in the device's context, on a
+            # stream that does not wait for this one's: gradients of what is not there yet.
+            torch._C._set_multithreading_enabled(False)
         except (ImportError, RuntimeError) as error:
             raise DataError(
                 f"lane {lane.name}: {share} of the multiprocessors cannot be had: {error}",

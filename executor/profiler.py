@@ -24,8 +24,11 @@ one determinism level, since a level may choose other kernels: at D1 every type 
 with the kernels that all lanes have in common. Intervals are 95 % bootstrap percentiles (Efron
 1979) of the median, 1,000 draws.
 
+A profile has one cost of reduction, measured on the lanes of which one job may have most.
+
 Leaves out: lanes that share a core (they are measured alone, and not used at once), links between
-machines, and that a job whose neighbours stand idle is a little faster.
+machines, that another type of lane may reduce faster or slower, and that a job whose neighbours
+stand idle is a little faster.
 """
 
 from __future__ import annotations
@@ -52,6 +55,7 @@ from executor.deriving import (
     update_s,
     usual,
     usual_interval,
+    widest,
     widest_maps,
 )
 from executor.devices import DeviceLane
@@ -129,20 +133,21 @@ def profile(
     began = time.monotonic()
     cases = [(model, batch) for model in models for batch in sorted(set(batches))]
     groups = [Group(some, agree(level, some)) for some in together(level, lanes)]
+    reducing = widest(groups)
     costs: dict[str, Costs] = {}
     with ExitStack() as stack:
         trials = [stack.enter_context(Trials(g.lanes, g.agreement)) for g in groups]
         alone = [
             (group, stack.enter_context(Alone(lane, group.agreement, asked, effort.seconds)))
-            for number, group in enumerate(groups)
-            for lane, asked in _asked(group, cases, first=number == 0)
+            for group in groups
+            for lane, asked in _asked(group, cases, reducing=group is reducing)
         ]
         for number in range(effort.rounds):
             say(f"round {number + 1} of {effort.rounds}")
             for group, process in alone:
                 group.add(process.lane.gpu_type, process.round())
-            for number_of_group, group in enumerate(groups):
-                _steps(group, trials[number_of_group], cases, number_of_group == 0, effort)
+            for group, trial in zip(groups, trials, strict=True):
+                _steps(group, trial, cases, group is reducing, effort)
         for model in models:
             say(f"start, rescale and checkpoint of {model}")
             costs[model] = _costs(groups, trials, model, min(batches), effort)
@@ -152,17 +157,17 @@ def profile(
 
 
 def _asked(
-    group: Group, cases: Sequence[Case], *, first: bool
+    group: Group, cases: Sequence[Case], *, reducing: bool
 ) -> list[tuple[DeviceLane, Sequence[Case]]]:
-    """One lane of each type with what it is to measure; the first of all the reduction's too."""
+    """One lane of each type with what it is to measure; of one group, the reduction's too."""
     by_type = {lane.gpu_type: lane for lane in reversed(group.lanes)}
     lanes = list(dict.fromkeys(by_type[lane.gpu_type] for lane in group.lanes))
-    extra = [(model, 1) for model in REDUCED] if first else []
+    extra = [(model, 1) for model in REDUCED] if reducing else []
     return [(lane, [*cases, *(extra if lane is lanes[0] else [])]) for lane in lanes]
 
 
 def _steps(
-    group: Group, trials: Trials, cases: Sequence[Case], first: bool, effort: Effort
+    group: Group, trials: Trials, cases: Sequence[Case], reducing: bool, effort: Effort
 ) -> None:
     """A round of steps on every worker map: the reduction's, and those that are held out."""
     smallest = _smallest(cases)
@@ -170,7 +175,7 @@ def _steps(
         for workers in SINGLE:
             _single(group, trials, case, workers, effort)
     asked = [(case, one) for case in smallest for one in _held_out_maps(group) if len(one.gpus) > 1]
-    if first:
+    if reducing:
         asked += [((model, 1), one) for model in REDUCED for one in even_maps(group.lanes)]
         alone = group.alone[group.lanes[0].gpu_type]
         tables = [case for case in smallest if alone[case].has_tables]
@@ -270,8 +275,8 @@ def _assembled(
 ) -> Profile:
     types = [gpu_type for group in groups for gpu_type in group.alone]
     shares = [s.share for group in groups for alone in group.alone.values() for s in alone.values()]
-    reduce = reduction(groups[0])
-    size = {case[0]: reduced_bytes(groups[0], case, reduce) for case in _smallest(cases)}
+    reduce = reduction(widest(groups))
+    size = {case[0]: reduced_bytes(widest(groups), case, reduce) for case in _smallest(cases)}
     models = {
         case[0]: _model(case, groups, costs[case[0]], size[case[0]], reduce)
         for case in _smallest(cases)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from executor import sparse
 from executor.context import Context, borrowed_generators, captured, enter
@@ -68,7 +69,8 @@ class Turns:
         Return the losses, and the partial sums of sparse rows. ``now`` hears what is being done.
         """
         task, step = self._task, self._task.step
-        losses, parts = [], []
+        losses: list[Tensor] = []
+        parts: list[Mapping[str, SparseGradient]] = []
         batches: dict[int, tuple[Any, Any]] = {}
         if rows is not None:
             now("exchange")
@@ -96,19 +98,22 @@ class Turns:
                 if spoil:
                     part = _spoilt(part)
                 reducer.push(rank, part.dense)
-                losses.append(float(part.loss))
+                losses.append(part.loss)
                 parts.append(part.sparse)
                 del part, batch  # not beside the next rank's activations
         if rows is not None:
             rows.forget()
+        numbers = [float(loss) for loss in losses]  # on a GPU, now they are waited for
         if task.tables is None:
-            return losses, {}
-        return losses, sparse.partial_sums(parts, own, task.num_workers)
+            return numbers, {}
+        return numbers, sparse.partial_sums(parts, own, task.num_workers)
 
     def _micro_step(self, rank: int, batch: Any) -> Gradients:
         began = time.perf_counter()
         part = self._task.micro_step(rank, batch)
         if self._slowdown > 1:
+            if self._task.device.type == "cuda":
+                torch.cuda.synchronize(self._task.device)
             time.sleep((time.perf_counter() - began) * (self._slowdown - 1))
         return part
 

@@ -90,10 +90,10 @@ class Mlp(nn.Module):
 
 def noisy_loss(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Squared error of inputs with noise from NumPy and a factor from Python."""
-    x, y = batch
+    x, y = (part.to(_device(module)) for part in batch)
     noise = torch.from_numpy(np.random.standard_normal(x.shape).astype(np.float32))  # noqa: NPY002
-    out = module(x.to(_device(module)) * (1 + 0.1 * random.random()) + 0.1 * noise.to(x.device))
-    return torch.nn.functional.mse_loss(out, y.to(out.device))
+    out = module(x * (1 + 0.1 * random.random()) + 0.1 * noise.to(x.device))
+    return torch.nn.functional.mse_loss(out, y)
 
 
 def plain_loss(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

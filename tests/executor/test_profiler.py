@@ -12,7 +12,7 @@ import pytest
 
 import tandem
 from executor.alone import Alone
-from executor.deriving import Group, dilation, line, reduced_bytes, switch_s, usual_interval
+from executor.deriving import Group, dilation, line, reduced_bytes, switch_s, usual_interval, widest
 from executor.devices import DeviceLane, parse_lanes
 from executor.levels import Level, agree
 from executor.machine import Machine, probe
@@ -60,6 +60,26 @@ def test_micro_batches_take_as_long_in_a_job_as_logical_workers_add_to_its_steps
     assert dilation(group, case, "cpu") == 1.0  # never faster than the processor
     nowhere = replace(group, lanes=[])
     assert dilation(nowhere, case, "cpu") == 1.0
+
+
+def test_on_a_gpu_a_job_may_be_faster_than_micro_batches_one_by_one() -> None:
+    lane = DeviceLane(name="cuda:0/0", gpu_type="h100", device="cuda:0")
+    case = ("net", 4)
+    alone = replace(SAMPLES, micro_s=[0.010] * 10)
+    group = Group([lane], agree(Level.D1, [lane]), alone={"h100": {case: alone}})
+    one, four = (WorkerMap.of([(0, 0)], [n]) for n in (1, 4))
+    group.steps = {(case, one): [0.015] * 3, (case, four): [0.042] * 3}
+    assert dilation(group, case, "h100") == pytest.approx(0.8)  # 9 ms less the switch, over 10
+    group.steps[case, four] = [0.015] * 3
+    assert dilation(group, case, "h100") == 1.0  # nothing was seen of it
+
+
+def test_the_reduction_is_measured_where_a_job_can_have_most_lanes() -> None:
+    gpu = DeviceLane(name="cuda:0/0", gpu_type="h100", device="cuda:0")
+    cpus = [DeviceLane(name=f"cpu/{i}", gpu_type="cpu", cpus=(i,)) for i in range(3)]
+    groups = [Group([gpu], agree(Level.D1, [gpu])), Group(cpus, agree(Level.D1, cpus))]
+    assert widest(groups) is groups[1]
+    assert widest([groups[1], Group(cpus, agree(Level.D1, cpus))]) is groups[1]
 
 
 def test_rows_are_bytes_for_every_logical_worker() -> None:

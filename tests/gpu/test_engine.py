@@ -1,7 +1,8 @@
 """The engine on one GPU: logical workers in turn, two workers that share it, gradients on the host.
 
 Worker processes are threads here, so that CUDA is opened once; the process group, the streams and
-the copies are those of processes. Two GPUs, and so NCCL, are not tested.
+the copies are those of processes. At the end real processes on halves of the GPU are killed, moved
+and resumed. Two GPUs, and so NCCL between them, are not tested.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import pytest
 import torch
 
 from executor.agent import Agent
-from executor.devices import DeviceLane
+from executor.devices import DeviceLane, parse_lanes
+from executor.machine import probe
 from executor.pool import WorkerPool
+from executor.verify import Battery, verify
 from executor.workloads import workload
 from tests.executorcases import Digests, digests_of, first_difference, job, on, trained
 
@@ -61,6 +64,15 @@ def test_workers_that_share_a_gpu_have_the_bits_of_one(agent: Agent, reference: 
     assert first_difference(found, reference) is None
 
 
+def test_longer_on_workers_that_share_a_gpu_has_the_bits_of_one(agent: Agent) -> None:
+    alone = digests_of(trained(agent, job("longer", 4, STEPS), [(STEPS, on(4))]))
+    schedule = [(2, on(2, 2)), (4, on(1, 3, order=(2, 0))), (STEPS, on(4, first=1))]
+    found = digests_of(trained(agent, job("longer", 4, STEPS), schedule))
+    assert first_difference(found, alone) is None
+    other = digests_of(trained(agent, job("longer", 4, STEPS, seed=4), [(STEPS, on(4))]))
+    assert first_difference(other, alone) is not None
+
+
 def test_a_job_resumes_on_the_gpu(agent: Agent, reference: Digests, tmp_path: Path) -> None:
     agent.start(job("mlp", 5, STEPS, folder=str(tmp_path)), on(2, 3), pause_at=3)
     agent.settle("job")
@@ -82,3 +94,12 @@ def test_memory_on_the_host_does_not_grow_with_logical_workers(agent: Agent) -> 
         trained(agent, spec, [(3, on(workers))])
         most[workers] = torch.cuda.max_memory_allocated()
     assert most[16] <= most[1] * 1.05, most
+
+
+@pytest.mark.parametrize("name", ["mlp", "longer"])
+def test_processes_on_halves_of_the_gpu_keep_their_bits_through_kills(name: str) -> None:
+    lanes = tuple(parse_lanes("cuda:0x2:sm=50%", probe()))
+    battery = Battery(task=workload(name, 4), num_workers=4, lanes=lanes, steps=6, schedules=3)
+    verdict = verify(battery)
+    assert [outcome.difference for outcome in verdict.outcomes] == [None] * 3
+    assert sum(outcome.compared for outcome in verdict.outcomes) > 100
