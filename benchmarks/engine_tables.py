@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "executor" / "benchmarks.md"
-MEASURED = ROOT / "benchmarks" / "results" / "engine.json"
+RESULTS = ROOT / "benchmarks" / "results"
+MEASURED = {"": RESULTS / "engine.json", "gpu ": RESULTS / "engine-nvidia-h100.json"}
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -119,30 +120,32 @@ def tables(part: dict[str, Any]) -> str:
 def machine(record: dict[str, Any]) -> str:
     """Where and how busy."""
     of, loads = record["machine"], [load for p in record["parts"].values() for load in p["load"]]
-    return (
-        f"Measured on {of['cores']} cores of {of['architecture']} ({of['cpu_capability']}), torch "
-        f"{of['torch']}, load {min(loads):.0f} to {max(loads):.0f}."
-    )
+    on = f"{of['cores']} cores of {of['architecture']} ({of['cpu_capability']})"
+    on = f"one {of['gpu']}, {on}" if "gpu" in of else on
+    return f"Measured on {on}, torch {of['torch']}, load {min(loads):.0f} to {max(loads):.0f}."
+
+
+def texts(record: dict[str, Any]) -> dict[str, str]:
+    """The tables of one file by name."""
+    parts = record["parts"]
+    found = {"machine": machine(record)}
+    for make in (data_parallel, switch, memory, reduction, tables):
+        if make.__name__ in parts:
+            found[make.__name__] = make(parts[make.__name__]["results"])
+    if {"tiny", "large"} <= parts.keys():
+        found["changes"] = changes(parts)
+    return found
 
 
 def main() -> None:
     """Write the page's tables."""
-    record = json.loads(MEASURED.read_text(encoding="utf-8"))
-    parts = record["parts"]
     page = PAGE.read_text(encoding="utf-8")
-    makers: dict[str, Callable[[], str]] = {"machine": lambda: machine(record)}
-    for make in (data_parallel, switch, memory, reduction, tables):
-        if make.__name__ in parts:
-            results = parts[make.__name__]["results"]
-            makers[make.__name__] = lambda m=make, r=results: m(r)  # type: ignore[misc]
-    if {"tiny", "large"} <= parts.keys():
-        makers["changes"] = lambda: changes(parts)
-    for name, make in makers.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if not pattern.search(page):
-            raise SystemExit(f"{PAGE.name} has no place for {name}")
-        text = make()
-        page = pattern.sub(lambda found, t=text: f"{found[1]}{t}\n{found[2]}", page)  # type: ignore[misc]
+    for prefix, path in MEASURED.items():
+        for name, text in texts(json.loads(path.read_text(encoding="utf-8"))).items():
+            pattern = re.compile(rf"(<!-- {prefix}{name} -->\n).*?(<!-- end -->)", re.DOTALL)
+            page, put = pattern.subn(lambda found, t=text: f"{found[1]}{t}\n{found[2]}", page)  # type: ignore[misc]
+            if not put and not prefix:
+                raise SystemExit(f"{PAGE.name} has no place for {name}")
     PAGE.write_text(page, encoding="utf-8")
 
 
