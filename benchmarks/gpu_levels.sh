@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# benchmarks/gpu_levels.sh FOLDER: determinism levels on one CUDA device, in under four minutes.
+# benchmarks/gpu_levels.sh FOLDER: determinism levels on one CUDA device, in under six minutes.
 #
 # Runs tests/gpu/test_d2.py (orders of operations, repetition, shares of the device) and the benchmark
 # of D1 against stock and D2 against D1, with the python that is there (TANDEM_PYTHON; torch with
@@ -31,7 +31,7 @@ markers =
     slow: minutes long
     gpu: needs a CUDA device
 INI
-part d2 150 "$python" -m pytest -q -c "$out/pytest.ini" --rootdir . --confcutdir tests/gpu \
+part d2 240 "$python" -m pytest -q -c "$out/pytest.ini" --rootdir . --confcutdir tests/gpu \
     --durations 8 --junit-xml "$out/d2.xml" tests/gpu/test_d2.py
 tests=$?
 part levels 80 "$python" benchmarks/levels.py --device cuda --rounds 4 --seconds 0.05 \
