@@ -155,10 +155,10 @@ def rising(
 def _near() -> list[Experiment]:
     """How near to the Bayes AUC LONGER comes at 64, 256 and 1,024 events: as long as there is."""
     made = []
-    for length, rise, seeds in (
-        (64, ((16, 250),), 5),
-        (256, ((16, 250), (64, 400)), 3),
-        (1024, ((16, 250), (64, 300), (256, 1500)), 2),
+    for length, rise, last, seeds in (
+        (64, ((16, 250),), 4000, 5),
+        (256, ((16, 250), (64, 1500)), 6500, 3),
+        (1024, ((16, 250), (64, 300), (256, 1500)), 4000, 2),
     ):
         made += [
             Experiment(
@@ -166,7 +166,7 @@ def _near() -> list[Experiment]:
                 variant="longer",
                 seed=seed,
                 model=replace(SMALL, max_length=length, queries=length // 10),
-                stages=rising((*rise, (length, 4000)), EVENT),
+                stages=rising((*rise, (length, last)), EVENT),
                 seconds=3600,
                 clocked=True,
                 eval_samples=4096 if length == 1024 else 8192,
