@@ -15,10 +15,15 @@ of two.
 
 Memory for the exchange is kept: what is sent and what is received, and for more than two devices
 the sums.
+
+Whoever adds up a number for the last time looks whether it is finite (``executor.finite``). Of a
+chunk that is not, the first number is sent as NaN, so that the others need to look at one number of
+each chunk; if there is one, the true ones are sent after it, for the error to name what is wrong.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
@@ -28,6 +33,7 @@ from torch import Tensor, nn
 
 from executor.errors import ExecutorError
 from executor.exchange import Exchange, Pending
+from executor.finite import Look
 
 _PIECE = 128 << 10  # numbers that are added and scaled while they are in a core's cache
 NARROW = frozenset({torch.float16, torch.bfloat16})  # scaled before they are summed
@@ -63,6 +69,10 @@ class Bucket:
         self._counts = list(counts)
         self._whole_swap = self._counts == [1, 1]
         self._chunk = -(-sum(self._sizes) // exchange.size)
+        self._look = Look(self._chunk * (exchange.size if self._whole_swap else 1), device)
+        self._chunked = exchange.size > 1 and not self._whole_swap
+        self._chunks_finite = False
+        self._true = 0.0  # our chunk's first number, which NaN may stand for
         self._held: list[list[Tensor]] = [[] for _ in members]
         self._missing = len(members)
         self._later: list[tuple[list[int], list[Tensor], int, bool]] = []
@@ -81,6 +91,8 @@ class Bucket:
         self._later.clear()
         self._copied = self._pending = None
         self._placed.clear()
+        self._chunks_finite = False
+        self._look.begin()
 
     def take(
         self,
@@ -154,15 +166,21 @@ class Bucket:
                 total.add_(part)
                 if self._scale != 1.0:
                     total.mul_(self._scale)
+                self._look.at(total)
             self._pending = Pending(None)
             return
         index = self._exchange.index
-        summed = self._summed(list(self._received), index * self._chunk)
         if self._sums is None:
             shape = (self._exchange.size * self._chunk,)
             self._sums = torch.empty(shape, dtype=self._dtype, device=self._device)
         own = self._sums.view(-1, self._chunk)[index]
-        torch.mul(summed, self._scale, out=own)
+        for begin in range(0, self._chunk, _PIECE):
+            here = slice(begin, begin + _PIECE)
+            parts = [part[here] for part in self._received]
+            total = self._summed(parts, index * self._chunk + begin)
+            torch.mul(total, self._scale, out=own[here])
+            self._look.at(own[here])
+        self._mark(own)
         # What was received is added up, and its memory free.
         scratch = self._received[: self._exchange.size]
         self._pending = self._exchange.all_gather(self._sums, own, scratch)
@@ -179,7 +197,31 @@ class Bucket:
         assert self._pending is not None
         assert self._sums is not None
         self._pending.wait()
+        if self._chunked:
+            self._unmark(self._sums.view(-1, self._chunk)[:, 0])
         return self._members_of(self._sums)
+
+    @property
+    def finite(self) -> bool:
+        """Whether the sums over all ranks have been seen to be finite; after ``total``."""
+        return self._chunks_finite or self._look.finite
+
+    def _mark(self, own: Tensor) -> None:
+        """Before a chunk of sums is sent: have its first number say whether they are finite."""
+        self._true = own[0].item()
+        if self._device.type == "cpu" and not self._look.finite and not torch.isfinite(own).all():
+            own[0] = torch.nan
+
+    def _unmark(self, firsts: Tensor) -> None:
+        """Look at the first number of each chunk; put back those that only say so."""
+        if self._device.type != "cpu":
+            return
+        self._chunks_finite = all(map(math.isfinite, firsts.tolist()))
+        if not self._chunks_finite:
+            true = torch.empty_like(firsts)
+            own = torch.full((1,), self._true, dtype=firsts.dtype)
+            self._exchange.all_gather(true, own).wait()
+            firsts.copy_(true)
 
     def _of_all(self, held: Sequence[Tensor], begin: int) -> Tensor:
         """Add up the partial sums of a member that begins at this number of the bucket."""
@@ -213,8 +255,11 @@ class Bucket:
             left = [self._held[p].pop() for p in positions]
             torch._foreach_add_(left, list(gradients))
             gradients = left
-        if last and self._scale != 1.0 and self._exchange.size == 1:
-            torch._foreach_mul_(list(gradients), self._scale)  # they are sums over all ranks
+        if last and self._exchange.size == 1:  # they are sums over all ranks
+            if self._scale != 1.0:
+                torch._foreach_mul_(list(gradients), self._scale)
+            for gradient in gradients:
+                self._look.at(gradient)
         for position, gradient in zip(positions, gradients, strict=True):
             self._held[position].append(gradient)
 

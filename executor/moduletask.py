@@ -112,7 +112,8 @@ class ModuleTask:
 
     def apply(self, total: Gradients) -> None:
         """Update the parameters. Raises ExecutorError for a gradient that is not finite."""
-        self._check_finite(total.dense)
+        if not total.finite:
+            self._check_finite(total.dense)
         for parameter, gradient in zip(self._named.values(), total.dense, strict=True):
             parameter.grad = gradient
         if self.schedule is not None:

@@ -215,8 +215,7 @@ class DenseReducer:
 
     def arm(self, rank: int) -> None:
         """Before a local rank's backward: add and exchange gradients as soon as they are there."""
-        exchanging = rank == self._last and self._exchange.size > 1
-        if not exchanging and not self._carries[rank]:
+        if rank != self._last and not self._carries[rank]:
             return  # they are to be kept as they are
         if not self._hooks:
             self._hooks = [
@@ -255,6 +254,11 @@ class DenseReducer:
         while self._next < len(self._buckets):
             self._buckets[self._next].launch()
             self._next += 1
+
+    @property
+    def finite(self) -> bool:
+        """Whether the sums that ``finish`` returned have all been seen to be finite."""
+        return all(bucket.finite for bucket in self._buckets)
 
     def is_finite(self) -> bool:
         """Whether this device's own partial sums of the step are finite."""

@@ -287,13 +287,11 @@ class Replica:
         by_rank = [loss for told in notices for loss in told.losses]
         loss = self._tree_of(by_rank)
         sums = [told.sums for told in notices if told.sums]
+        total = Gradients(loss=loss, dense=dense, sparse={}, finite=reducer.finite)
         if rows is not None:
-            total = self._agreed(rows, Gradients(loss=loss, dense=dense, sparse={}), sums)
+            total = self._agreed(rows, total, sums)
         elif self.task.tables is not None:
-            found = sparse.everywhere(sums_mail, exchange.size, sums)
-            total = Gradients(loss=loss, dense=dense, sparse=found)
-        else:
-            total = Gradients(loss=loss, dense=dense, sparse={})
+            total = replace(total, sparse=sparse.everywhere(sums_mail, exchange.size, sums))
         self._apply(total)
         self._commit()
         self.last = StepReport(
