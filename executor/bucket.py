@@ -160,30 +160,37 @@ class Bucket:
         assert self._sending is not None
         self._pending.wait()
         if self._whole_swap:
-            self._sums = self._received[0]
+            self._sums = self._received
             ours = torch.split(self._sending[0], _PIECE)
-            for total, part in zip(torch.split(self._sums, _PIECE), ours, strict=True):
+            for total, part in zip(torch.split(self._sums[0], _PIECE), ours, strict=True):
                 total.add_(part)
                 if self._scale != 1.0:
                     total.mul_(self._scale)
                 self._look.at(total)
             self._pending = Pending(None)
             return
-        index = self._exchange.index
+        size, index = self._exchange.size, self._exchange.index
         if self._sums is None:
-            shape = (self._exchange.size * self._chunk,)
+            shape = (size, self._chunk)
             self._sums = torch.empty(shape, dtype=self._dtype, device=self._device)
-        own = self._sums.view(-1, self._chunk)[index]
-        for begin in range(0, self._chunk, _PIECE):
-            here = slice(begin, begin + _PIECE)
+        # What was received is added up where it lies, and for gloo there is a copy for each device:
+        # its own all-gather goes round a ring in size - 1 steps, one after the other.
+        sums = self._received[:size]
+        piece = max(_PIECE * 2 // len(self._received), 1)
+        for begin in range(0, self._chunk, piece):
+            here = slice(begin, begin + piece)
             parts = [part[here] for part in self._received]
             total = self._summed(parts, index * self._chunk + begin)
-            torch.mul(total, self._scale, out=own[here])
-            self._look.at(own[here])
-        self._mark(own)
-        # What was received is added up, and its memory free.
-        scratch = self._received[: self._exchange.size]
-        self._pending = self._exchange.all_gather(self._sums, own, scratch)
+            torch.mul(total, self._scale, out=parts[0])
+            self._look.at(parts[0])
+            if self._device.type == "cpu":
+                sums[1:, here] = parts[0]
+        if self._device.type == "cpu":
+            self._mark(sums)
+            rows = [1] * size
+            self._pending = self._exchange.all_to_all(self._sums, sums, rows, rows)
+        else:
+            self._pending = self._exchange.all_gather(self._sums, sums[0])
 
     def total(self) -> Sequence[Tensor]:
         """Wait for the sums over all ranks, and return them by member; valid until ``begin``."""
@@ -198,30 +205,30 @@ class Bucket:
         assert self._sums is not None
         self._pending.wait()
         if self._chunked:
-            self._unmark(self._sums.view(-1, self._chunk)[:, 0])
-        return self._members_of(self._sums)
+            self._unmark(self._sums)
+        return self._members_of(self._sums.view(-1))
 
     @property
     def finite(self) -> bool:
         """Whether the sums over all ranks have been seen to be finite; after ``total``."""
         return self._chunks_finite or self._look.finite
 
-    def _mark(self, own: Tensor) -> None:
-        """Before a chunk of sums is sent: have its first number say whether they are finite."""
-        self._true = own[0].item()
-        if self._device.type == "cpu" and not self._look.finite and not torch.isfinite(own).all():
-            own[0] = torch.nan
+    def _mark(self, sums: Tensor) -> None:
+        """Before a chunk of sums is sent, in each row: have its first number say if it is finite."""
+        self._true = sums[0, 0].item()
+        if not self._look.finite and not torch.isfinite(sums[0]).all():
+            sums[:, 0] = torch.nan
 
-    def _unmark(self, firsts: Tensor) -> None:
+    def _unmark(self, sums: Tensor) -> None:
         """Look at the first number of each chunk; put back those that only say so."""
         if self._device.type != "cpu":
             return
-        self._chunks_finite = all(map(math.isfinite, firsts.tolist()))
+        self._chunks_finite = all(map(math.isfinite, sums[:, 0].tolist()))
         if not self._chunks_finite:
-            true = torch.empty_like(firsts)
-            own = torch.full((1,), self._true, dtype=firsts.dtype)
-            self._exchange.all_gather(true, own).wait()
-            firsts.copy_(true)
+            firsts = torch.empty(len(sums), dtype=sums.dtype)
+            own = torch.full((1,), self._true, dtype=sums.dtype)
+            self._exchange.all_gather(firsts, own).wait()
+            sums[:, 0] = firsts
 
     def _of_all(self, held: Sequence[Tensor], begin: int) -> Tensor:
         """Add up the partial sums of a member that begins at this number of the bucket."""

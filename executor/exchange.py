@@ -122,23 +122,19 @@ class Exchange:
         self.sent_bytes += (sum(input_rows) - input_rows[self.index]) * itemsize
         return self._start("alltoall_base", output, inputs, list(output_rows), list(input_rows))
 
-    def all_gather(self, output: Tensor, own: Tensor, scratch: Tensor | None = None) -> Pending:
-        """Start to fill ``output`` (size x n,) with ``own`` (n,) of every device.
-
-        ``scratch``, as large as the output, is overwritten. Gloo's all-gather goes round a ring in
-        size - 1 steps, one after the other; an all-to-all of copies moves the same bytes in one.
-        """
+    def all_gather(self, output: Tensor, own: Tensor) -> Pending:
+        """Start to fill ``output`` (size x n,) with ``own`` (n,) of every device."""
         if self.size == 1:
             output.copy_(own)
             return Pending(None)
         if own.device.type != "cpu":
             self.sent_bytes += own.numel() * own.element_size() * (self.size - 1)
             return self._start("_allgather_base", output, own)
-        copies = torch.empty_like(output) if scratch is None else scratch
-        copies = copies.view(self.size, -1)
-        copies.copy_(own)
+        # Gloo's own goes round a ring in size - 1 steps, one after the other.
         rows = [1] * self.size
-        return self.all_to_all(output.view(self.size, -1), copies, rows, rows)
+        return self.all_to_all(
+            output.view(self.size, -1), own.repeat(self.size, 1), rows, rows
+        )
 
     def send(self, tensor: Tensor, to: int) -> Pending:
         """Start to send a contiguous tensor to a device that receives it."""

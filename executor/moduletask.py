@@ -93,7 +93,8 @@ class ModuleTask:
 
         Raises ExecutorError for state that a rank changes and the engine would not keep.
         """
-        self.module.train()
+        if not self.module.training:  # asked of the whole, and said to every part of it
+            self.module.train()
         before = None if self._checked else _marks(self.module)
         try:
             loss = self.loss(self.module, batch)

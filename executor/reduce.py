@@ -35,7 +35,7 @@ from executor.bucket import NARROW, Bucket, Summed
 from executor.errors import ExecutorError
 from executor.exchange import Exchange
 from executor.ring import Buckets, ddp_buckets, links, ring_sum
-from executor.tree import Block, Fold, carries, whole_subtrees
+from executor.tree import Block, additions, carries, whole_subtrees
 
 KINDS = ("tree", "ring")
 BUCKET_BYTES = 4 << 20
@@ -128,11 +128,12 @@ def _summed(order: Order, members: Sequence[nn.Parameter], blocks: Sequence[Bloc
         chain = tuple(links(numbers, members[0].element_size(), order.num_workers))
         return lambda parts, begin: ring_sum(parts, begin, chain)
 
+    plan = additions(blocks, order.num_workers)
+
     def along_the_tree(parts: Sequence[Tensor], _: int) -> Tensor:
-        fold: Fold[Tensor] = Fold(order.num_workers, Tensor.add_)
-        for block, part in zip(blocks, parts, strict=True):
-            fold.push(block, part)
-        return fold.total()
+        for left, right in plan:
+            parts[left].add_(parts[right])
+        return parts[0]
 
     return along_the_tree
 

@@ -16,7 +16,7 @@ Leaves out: ranks that contribute nothing. Every rank of a step has samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from executor.errors import ExecutorError
@@ -76,6 +76,28 @@ def carries(low: int, high: int, num_ranks: int) -> tuple[int, ...]:
             block = Block(held.pop().low, block.high)
         found.append(before - len(held))
         held.append(block)
+    return tuple(found)
+
+
+def additions(blocks: Sequence[Block], num_ranks: int) -> tuple[tuple[int, int], ...]:
+    """Return which values to add to which, in turn, when ``blocks`` cover all ranks in order.
+
+    (left, right) are indices into them; the sum takes the left one's place, at last the first's.
+    Raises ExecutorError if they are not whole subtrees of all ranks.
+    """
+    held: list[tuple[Block, int]] = []
+    found = []
+    for index, block in enumerate(blocks):
+        here, at = block, index
+        while held and siblings(held[-1][0], here, num_ranks):
+            left, of_left = held.pop()
+            found.append((of_left, at))
+            here, at = Block(left.low, here.high), of_left
+        held.append((here, at))
+    if [block for block, _ in held] != [(0, num_ranks)]:
+        raise ExecutorError(
+            "ranks are missing", value=[tuple(b) for b in blocks], expected=f"all {num_ranks}"
+        )
     return tuple(found)
 
 
