@@ -82,6 +82,7 @@ class Bucket:
         self._sending: Tensor | None = None
         self._received: Tensor | None = None
         self._sums: Tensor | None = None
+        self._totals: list[Tensor] = []  # views of it
         self._pending: Pending | None = None
 
     def begin(self) -> None:
@@ -108,12 +109,13 @@ class Bucket:
         ``last``: it is the last local rank; ``sending``: and what comes out goes where it is sent
         from. Returns whether the rank's are all here.
         """
-        self._settle()
         if sending:
-            self._into_slots(positions, gradients, carries)
+            for position, gradient in zip(positions, gradients, strict=True):
+                self.place(position, gradient, carries)
         else:
+            self._settle()
             self._add(positions, gradients, carries, last=last)
-        return self._count(len(positions))
+        return self.count(len(positions))
 
     def take_later(
         self, positions: list[int], copies: list[Tensor], carries: int, *, last: bool, copied: Any
@@ -123,7 +125,33 @@ class Bucket:
             self._settle()  # the rank before
         self._later.append((positions, copies, carries, last))
         self._copied = copied
-        return self._count(len(positions))
+        return self.count(len(positions))
+
+    def place(self, position: int, gradient: Tensor, carries: int) -> Tensor:
+        """Take a gradient of the last local rank, and return what comes out where it is sent from.
+
+        The last addition puts it there, or a copy. ``count`` is to be called as well.
+        """
+        self._settle()
+        self._allocate()
+        slot, held = self._slots[-1][position], self._held[position]
+        if not carries:
+            slot.copy_(gradient)
+        else:
+            for _ in range(carries - 1):
+                gradient = held.pop().add_(gradient)
+            torch.add(held.pop(), gradient, out=slot)
+        held.append(slot)
+        self._placed.add(position)
+        return slot
+
+    def count(self, number: int) -> bool:
+        """Note that so many of a rank's gradients have come; return whether all are here."""
+        self._missing -= number
+        if self._missing:
+            return False
+        self._missing = len(self._sizes)
+        return True
 
     def newest(self, position: int) -> Tensor:
         """Return the partial sum that a member's last gradient went into."""
@@ -206,15 +234,17 @@ class Bucket:
         self._pending.wait()
         if self._chunked:
             self._unmark(self._sums)
-        return self._members_of(self._sums.view(-1))
+        if not self._totals:
+            self._totals = self._members_of(self._sums.view(-1))
+        return self._totals
 
     @property
     def finite(self) -> bool:
         """Whether the sums over all ranks have been seen to be finite; after ``total``."""
-        return self._chunks_finite or self._look.finite
+        return self._chunks_finite if self._chunked else self._look.finite
 
     def _mark(self, sums: Tensor) -> None:
-        """Before a chunk of sums is sent, in each row: have its first number say if it is finite."""
+        """Before copies of a chunk are sent: have their first number say whether it is finite."""
         self._true = sums[0, 0].item()
         if not self._look.finite and not torch.isfinite(sums[0]).all():
             sums[:, 0] = torch.nan
@@ -239,13 +269,6 @@ class Bucket:
         """Whether our own partial sums are finite."""
         return all(bool(torch.isfinite(part).all()) for held in self._held for part in held)
 
-    def _count(self, number: int) -> bool:
-        self._missing -= number
-        if self._missing:
-            return False
-        self._missing = len(self._sizes)
-        return True
-
     def _settle(self) -> None:
         """Take what was still being copied."""
         if self._later:
@@ -269,23 +292,6 @@ class Bucket:
                 self._look.at(gradient)
         for position, gradient in zip(positions, gradients, strict=True):
             self._held[position].append(gradient)
-
-    def _into_slots(
-        self, positions: Sequence[int], gradients: Sequence[Tensor], carries: int
-    ) -> None:
-        """As ``_add``; the last addition, or a copy, puts the outcome where it is sent from."""
-        self._allocate()
-        if carries > 1:
-            self._add(positions, gradients, carries - 1, last=False)
-            gradients = [self._held[p].pop() for p in positions]
-        for position, gradient in zip(positions, gradients, strict=True):
-            slot = self._slots[-1][position]
-            if carries:
-                torch.add(self._held[position].pop(), gradient, out=slot)
-            else:
-                slot.copy_(gradient)
-            self._held[position].append(slot)
-            self._placed.add(position)
 
     def _allocate(self) -> Tensor:
         """Return memory for our partial sums: whole chunks, padded with zeros for life."""

@@ -132,9 +132,7 @@ class Exchange:
             return self._start("_allgather_base", output, own)
         # Gloo's own goes round a ring in size - 1 steps, one after the other.
         rows = [1] * self.size
-        return self.all_to_all(
-            output.view(self.size, -1), own.repeat(self.size, 1), rows, rows
-        )
+        return self.all_to_all(output.view(self.size, -1), own.repeat(self.size, 1), rows, rows)
 
     def send(self, tensor: Tensor, to: int) -> Pending:
         """Start to send a contiguous tensor to a device that receives it."""

@@ -200,6 +200,7 @@ class DenseReducer:
             for p in parameters
         ]
         self._armed: int | None = None
+        self._exchanging = False  # the armed rank is the last of ours, and there are others
         self._arrived: set[int] = set()
         self._full: set[int] = set()
         self._next = 0
@@ -216,14 +217,16 @@ class DenseReducer:
 
     def arm(self, rank: int) -> None:
         """Before a local rank's backward: add and exchange gradients as soon as they are there."""
-        if rank != self._last and not self._carries[rank]:
+        # Those of a last rank are sent, or looked at while they are in a cache.
+        last = rank == self._last and (self._exchange.size > 1 or self._device.type == "cpu")
+        if not last and not self._carries[rank]:
             return  # they are to be kept as they are
         if not self._hooks:
             self._hooks = [
                 p.register_post_accumulate_grad_hook(self._hook_of(i))  # type: ignore[no-untyped-call]
                 for i, p in enumerate(self._parameters)
             ]
-        self._armed = rank
+        self._armed, self._exchanging = rank, rank == self._last and self._exchange.size > 1
 
     def push(self, rank: int, gradients: Sequence[Tensor]) -> None:
         """Add one rank's gradients, which are ours from now on.
@@ -232,7 +235,7 @@ class DenseReducer:
         """
         armed, self._armed = self._armed == rank, None
         arrived = self._arrived if armed else set()
-        exchanging = armed and rank == self._last and self._exchange.size > 1
+        exchanging = armed and self._exchanging
         for number, members in enumerate(self.order.buckets):
             rest = [i for i in members if i not in arrived]
             if rest:
@@ -272,26 +275,33 @@ class DenseReducer:
         self._hooks = []
 
     def _hook_of(self, index: int) -> Any:
+        """What is called for each parameter in each backward, so as little as can be."""
         number, position = self._place[index]
+        bucket, arrived_before = self._buckets[number], self._arrived
+        one = self._parameters[index]
+        as_it_is = one.device == self._device and one.dtype not in NARROW and not self._scaled_first
+        large = self._large[index]
 
         def arrived(parameter: Tensor) -> None:
             rank, gradient = self._armed, parameter.grad
-            if rank is None or gradient is None:
+            if rank is None or gradient is None or not (large or self._exchanging):
                 return
-            exchanging = rank == self._last and self._exchange.size > 1
-            if not exchanging and not self._large[index]:
-                return
-            if index in self._arrived:
+            if index in arrived_before:
                 raise ExecutorError(
                     "a gradient arrived twice in one backward",
                     where=f"parameter {index}",
                     expected="a model without reentrant recomputation, or overlap switched off",
                 )
-            self._arrived.add(index)
-            self._stage(number, [index], [gradient], rank, exchanging=exchanging)
-            if gradient.device == self._device and gradient.dtype not in NARROW:
-                # What the task finds there is not pushed again; the gradient's memory is free.
-                parameter.grad = self._buckets[number].newest(position)
+            arrived_before.add(index)
+            # What the task finds in ``grad`` is not pushed again; the gradient's memory is free.
+            if as_it_is and self._exchanging:
+                parameter.grad = bucket.place(position, gradient, self._carries[rank])
+                if bucket.count(1):
+                    self._launch(number)
+                return
+            self._stage(number, [index], [gradient], rank, exchanging=self._exchanging)
+            if as_it_is:
+                parameter.grad = bucket.newest(position)
 
         return arrived
 
@@ -318,11 +328,15 @@ class DenseReducer:
             mark = self._streams[gradients[0].device].record_event()
             full = bucket.take_later(positions, copies, self._carries[rank], last=last, copied=mark)
         if full and exchanging:
-            self._full.add(number)
-            while self._next in self._full:
-                self._full.remove(self._next)
-                self._buckets[self._next].launch()
-                self._next += 1
+            self._launch(number)
+
+    def _launch(self, number: int) -> None:
+        """A bucket is full: exchange it, and those after it that waited for it."""
+        self._full.add(number)
+        while self._next in self._full:
+            self._full.remove(self._next)
+            self._buckets[self._next].launch()
+            self._next += 1
 
     def _brought(self, gradient: Tensor) -> Tensor:
         """Start to copy a gradient to where partial sums wait."""

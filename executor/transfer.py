@@ -7,6 +7,7 @@ a large model is not copied to be sent. State is never on the agent.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -28,9 +29,8 @@ def send_state(
     message = torch.frombuffer(
         bytearray(pack({"step": step, "large": listed}, small)), dtype=torch.uint8
     )
-    parts = [torch.tensor([len(message)]), message]
-    parts += [_bytes_on_cpu(value) for value in large.values()]
-    # All at once: the wire need not wait for us between two of them.
+    parts = chain((torch.tensor([len(message)]), message), map(_bytes_on_cpu, large.values()))
+    # All at once: the wire need not wait for us between two of them, nor for what a GPU still has.
     for sending in [exchange.send(part, target) for part in parts for target in targets]:
         sending.wait()
 

@@ -12,6 +12,7 @@ from torch._C._distributed_c10d import TCPStore
 from executor.agent import Agent
 from executor.errors import ExecutorError
 from executor.exchange import Exchange
+from executor.finite import Look
 from executor.reduce import DenseReducer, order_of
 from executor.ring import links, ring_sum
 from executor.tree import Block, Fold
@@ -194,3 +195,61 @@ def test_a_large_layer_has_the_same_bits_on_every_map(agent: Agent) -> None:
     ):
         found = digests_of(trained(agent, job(task, 5, 4, overlap=overlap), schedule))
         assert first_difference(expected, found) is None
+
+
+def summed_up(
+    counts: tuple[int, ...], spoil: tuple[int, int] | None
+) -> list[tuple[bool, list[Tensor]]]:
+    """What every device has, as a thread, of one step: whether it is seen to be finite, the sums.
+
+    ``spoil``: a rank, and the number of its first layer's weight that is infinite.
+    """
+    total = sum(counts)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+    blocks = [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
+
+    def device(index: int) -> tuple[bool, list[Tensor]]:
+        exchange = Exchange(("127.0.0.1", store.port), "finite", index, len(counts))
+        module = made()
+        parameters = list(module.parameters())
+        reducer = DenseReducer(parameters, order_of(parameters, total, 30_000), blocks, exchange)
+        reducer.begin()
+        for rank in blocks[index]:
+            found = gradients(module, rank)
+            if spoil is not None and spoil[0] == rank:
+                found[1].view(-1)[spoil[1]] = torch.inf
+            reducer.push(rank, found)
+        sums = [t.clone() for t in reducer.finish()]
+        reducer.close()
+        exchange.close()
+        return reducer.finite, sums
+
+    with ThreadPoolExecutor(len(counts)) as pool:
+        return list(pool.map(device, range(len(counts))))
+
+
+@pytest.mark.parametrize("number", [0, 1, WIDTH * WIDTH // 3, WIDTH * WIDTH - 1])
+@pytest.mark.parametrize("counts", [(1,), (3,), (1, 1), (1, 3), (1, 1, 1), (2, 1, 2)])
+def test_what_is_not_finite_is_seen_by_all_and_stays_where_it_is(
+    counts: tuple[int, ...], number: int
+) -> None:
+    clean = summed_up(counts, None)
+    assert all(finite for finite, _ in clean)
+    for finite, sums in summed_up(counts, (sum(counts) - 1, number)):
+        assert not finite
+        expected = [t.clone() for t in clean[0][1]]
+        expected[1].view(-1)[number] = torch.inf
+        assert same(sums, expected)
+
+
+def test_sums_that_overflow_only_together_are_not_called_finite_nor_changed() -> None:
+    """Each number is finite, their sum is not: the task has to look itself."""
+    look = Look(4, torch.device("cpu"))
+    look.at(torch.full((4,), 3e38))
+    assert not look.finite
+    look.begin()
+    look.at(torch.ones(3))
+    assert not look.finite  # one has not been shown
+    look.at(torch.ones(1))
+    assert look.finite
