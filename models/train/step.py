@@ -121,8 +121,8 @@ class Gradients:
     """What one logical rank, or several together, contribute to a step.
 
     ``loss``: the sum of the samples' losses, float64, over the samples of the whole step; ``dense``
-    as of ``network.parameters()``; ``sparse`` by table. ``finite``: all of ``dense`` has been seen to
-    be finite, which need not be looked at again.
+    as of ``network.parameters()``; ``sparse`` by table. ``finite``: all of ``dense`` has been seen
+    to be finite, which need not be looked at again.
     """
 
     loss: Tensor
