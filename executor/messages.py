@@ -236,6 +236,13 @@ class Ping:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """Open the lane's device, so that it is open when a job comes. There is no reply."""
+
+    lane: DeviceLane
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Quit:
     """End."""
 

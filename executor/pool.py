@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing import Pipe
@@ -109,14 +109,31 @@ class _ThreadHandle(Handle):
         return not self._thread.is_alive()
 
 
+def slow_to_open(lane: DeviceLane) -> bool:
+    """Whether a worker's first use of a device takes longer than a recovery should: a whole GPU's.
+
+    A share of a GPU is made by its job's level (``executor.levels``), and must not be used before.
+    """
+    return lane.cuda_index is not None and lane.sm_fraction == 1
+
+
 class WorkerPool:
     """Starts workers, lends them to jobs, takes them back. Use as a context manager.
 
-    ``warm``: at most so many idle workers are kept per lane. ``kernels``: what workers found their
-    operators to give, by ``Handle.environment`` (see ``executor.witness``).
+    ``warm``: at most so many idle workers are kept per lane. ``spare``: lanes of which one worker
+    is idle with its device open whenever one has been lent, for the next or for who dies.
+    ``kernels``: what workers found their operators to give, by ``Handle.environment`` (see
+    ``executor.witness``).
     """
 
-    def __init__(self, *, threads: bool = False, warm: int = 8) -> None:
+    def __init__(
+        self,
+        *,
+        threads: bool = False,
+        warm: int = 8,
+        spare: Callable[[DeviceLane], bool] = slow_to_open,
+    ) -> None:
+        self._spare = (lambda lane: False) if threads else spare
         self.kernels: dict[str, Mapping[str, str]] = {}
         self._threads = threads
         self._warm = warm
@@ -143,6 +160,12 @@ class WorkerPool:
         admit.
         """
         environ = _environ(lane, agreement)
+        handle = self._idle_one(lane, environ) or self._start(lane, environ)
+        if self._spare(lane):
+            self._warm_up(lane, 1, environ)
+        return handle
+
+    def _idle_one(self, lane: DeviceLane, environ: Mapping[str, str]) -> Handle | None:
         with self._lock:
             if self._closed:
                 raise ExecutorError("the pool is closed", where=f"lane {lane.name}")
@@ -152,16 +175,20 @@ class WorkerPool:
                 if not handle.gone and not handle.pipe.poll():
                     return handle
                 self._forget(handle)
-        return self._start(lane, environ)
+        return None
 
     def warm_up(self, lane: DeviceLane, number: int, agreement: Agreement | None = None) -> None:
         """Have ``number`` idle workers of a lane started; they become ready by themselves."""
-        environ = _environ(lane, agreement)
+        self._warm_up(lane, number, _environ(lane, agreement))
+
+    def _warm_up(self, lane: DeviceLane, number: int, environ: Mapping[str, str]) -> None:
         key = _key(lane, environ)
         with self._lock:
             missing = number - len(self._idle.setdefault(key, []))
         for _ in range(missing):
             handle = self._start(lane, environ)
+            if self._spare(lane):
+                handle.say(m.Open(lane=lane))
             with self._lock:
                 self._idle[key].append(handle)
 

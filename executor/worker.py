@@ -18,9 +18,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
+
+import torch
 
 from executor import checkpoint, transfer
 from executor import messages as m
@@ -71,6 +74,8 @@ class Worker:
             while (order := self._mail.next()) is not None:
                 if isinstance(order, m.Run):
                     self._steps(order)
+                elif isinstance(order, m.Open):
+                    self._open(order)
                 else:
                     self._request(order)
                 self._now("idle")
@@ -93,6 +98,15 @@ class Worker:
         """What is being done, and since when; inside a step the replica knows."""
         replica = self._replica
         return self._phase if replica is None else (replica.phase, replica.phase_since_s)
+
+    def _open(self, order: m.Open) -> None:
+        """Use the device once: on a GPU that makes a context, and loads the library of products.
+
+        If it cannot be used, the job that wants it is told so when it comes.
+        """
+        with suppress(RuntimeError):
+            matrix = torch.ones(8, 8, device=order.lane.device)
+            (matrix @ matrix).sum().item()
 
     # Requests.
 

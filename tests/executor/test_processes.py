@@ -16,8 +16,9 @@ import pytest
 from executor import events as e
 from executor.agent import Agent
 from executor.checkpoint import checkpoints
+from executor.devices import DeviceLane
 from executor.faults import Fault
-from executor.pool import WorkerPool
+from executor.pool import WorkerPool, slow_to_open
 from tests.executorcases import (
     LANES,
     contradiction,
@@ -157,3 +158,30 @@ def test_a_killed_zygote_costs_its_workers_and_no_job(agent: Agent, busy: bool) 
         assert zygote not in pool._zygotes.values()
         assert zygote._socket.fileno() == -1
     assert contradiction(events, expected) is None
+
+
+def test_one_worker_of_a_lane_that_is_slow_to_open_is_kept_ready(agent: Agent) -> None:
+    """It takes the place of one that is killed, and another takes its own."""
+    expected = digests_of(trained(agent, job("mlp", 3, 5), [(5, on(3))]))
+    fault = Fault(kind="kill", step=3, rank=2, point="fold")
+    with WorkerPool(spare=lambda _: True) as pool, Agent(LANES, pool=pool) as real:
+        real.start(job("mlp", 3, 5, faults=[fault]), on(2, 1), pause_at=2)
+        events = real.settle("job")
+        killed, spares = real.jobs["job"].handles[1], dict(pool._idle)
+        (spare,) = spares[killed.environment]
+        events += real.advance("job", 4)
+        assert real.jobs["job"].handles == [real.jobs["job"].handles[0], spare]
+        assert [len(idle) for idle in pool._idle.values()] == [1, 1]
+        assert spare not in pool._idle[killed.environment]
+        events += real.advance("job", 5)
+        pids = pool.pids()
+    assert contradiction(events, expected) is None
+    assert sum(isinstance(event, e.Recovered) for event in events) == 1
+    assert not alive(pids)
+
+
+def test_only_whole_gpus_are_slow_to_open() -> None:
+    whole = DeviceLane(name="gpu", gpu_type="h100", device="cuda:0")
+    assert slow_to_open(whole)
+    assert not slow_to_open(replace(whole, sm_fraction=0.5))
+    assert not slow_to_open(LANES[0, 0])
