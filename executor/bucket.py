@@ -35,7 +35,7 @@ from executor.errors import ExecutorError
 from executor.exchange import Exchange, Pending
 from executor.finite import Look
 
-_PIECE = 128 << 10  # numbers that are added and scaled while they are in a core's cache
+_CACHED = 256 << 10  # numbers that a core's cache holds while they are added, scaled, looked at
 NARROW = frozenset({torch.float16, torch.bfloat16})  # scaled before they are summed
 
 Summed = Callable[[Sequence[Tensor], int], Tensor]
@@ -189,8 +189,9 @@ class Bucket:
         self._pending.wait()
         if self._whole_swap:
             self._sums = self._received
-            ours = torch.split(self._sending[0], _PIECE)
-            for total, part in zip(torch.split(self._sums[0], _PIECE), ours, strict=True):
+            ours = torch.split(self._sending[0], self._piece(2))
+            sums_of_both = torch.split(self._sums[0], self._piece(2))
+            for total, part in zip(sums_of_both, ours, strict=True):
                 total.add_(part)
                 if self._scale != 1.0:
                     total.mul_(self._scale)
@@ -204,7 +205,7 @@ class Bucket:
         # What was received is added up where it lies, and for gloo there is a copy for each device:
         # its own all-gather goes round a ring in size - 1 steps, one after the other.
         sums = self._received[:size]
-        piece = max(_PIECE * 2 // len(self._received), 1)
+        piece = self._piece(len(self._received))
         for begin in range(0, self._chunk, piece):
             here = slice(begin, begin + piece)
             parts = [part[here] for part in self._received]
@@ -242,6 +243,11 @@ class Bucket:
     def finite(self) -> bool:
         """Whether the sums over all ranks have been seen to be finite; after ``total``."""
         return self._chunks_finite if self._chunked else self._look.finite
+
+    def _piece(self, rows: int) -> int:
+        """How many numbers of each of so many rows to work on at a time; a GPU does all at once."""
+        most = _CACHED // rows if self._device.type == "cpu" else self._chunk * self._exchange.size
+        return max(most, 1)
 
     def _mark(self, sums: Tensor) -> None:
         """Before copies of a chunk are sent: have their first number say whether it is finite."""
