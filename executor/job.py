@@ -222,7 +222,7 @@ class Job:
         lost_member = False
         for gpu, was_member in self._crew.bury(handle):
             self._diary.tell(e.LaneLost, gpu=gpu, reason=reason)
-            if was_member:
+            if was_member and not self._runner.leaving:
                 lost_member = True
                 self._state.mark_broken(reason)
         self._runner.disturb(handle)

@@ -3,7 +3,8 @@
 A script is a generator. It yields a batch, requests by worker, and is resumed with the replies when
 all requests that are open have been answered. If a worker dies meanwhile, or says that a peer was
 lost, what the script knows is out of date: it is closed, and whoever runs it begins another. So a
-script changes nothing that a second run of it would not set again.
+script changes nothing that a second run of it would not set again. Only the ``Last`` that it asks
+is different: whoever does not answer that, or cannot, changes nothing any more.
 
 Leaves out: which script is run, and what is done when it has ended (``executor.job``).
 """
@@ -22,7 +23,16 @@ from executor.pool import Handle
 Batch = Mapping[Handle, m.Request]
 Replies = Mapping[Handle, m.Reply]
 Value = TypeVar("Value")
-Part = Generator[Batch, Replies, Value]  # of a script, with what it found out
+
+
+@dataclass(frozen=True, slots=True)
+class Last:
+    """What a script asks last; then it is not closed any more."""
+
+    batch: Batch
+
+
+Part = Generator[Batch | Last, Replies, Value]  # of a script, with what it found out
 Script = Part[None]
 
 
@@ -47,6 +57,12 @@ class Runner:
         self._open: dict[int, Handle] = {}
         self._replies: dict[Handle, m.Reply] = {}
         self._disturbed = False
+        self._last = False
+
+    @property
+    def leaving(self) -> bool:
+        """Whether a script has asked what it asks last, and waits for it."""
+        return self._last and self._script is not None
 
     @property
     def asked(self) -> list[Handle]:
@@ -76,7 +92,7 @@ class Runner:
 
     def begin(self, script: Script) -> Ending | None:
         """Run a script up to its first wait; return its ending if it has one by then."""
-        self._script, self._disturbed = script, False
+        self._script, self._disturbed, self._last = script, False, False
         return self._resume(None) or self.go_on()
 
     def go_on(self) -> Ending | None:
@@ -94,6 +110,8 @@ class Runner:
 
     def _verdict(self) -> Ending | None:
         """Whether the replies are such that the script cannot go on."""
+        if self._last:
+            return None
         if self._disturbed or any(reply.lost for reply in self._replies.values()):
             self._disturbed = False
             return Ending(how="disturbed")
@@ -111,6 +129,8 @@ class Runner:
         except ExecutorError as error:
             self._script = None
             return Ending(how="failed", text=str(error))
+        if isinstance(batch, Last):
+            self._last, batch = True, batch.batch
         self._replies = {}
         for handle, request in batch.items():
             self.ask(handle, request)

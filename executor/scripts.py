@@ -30,7 +30,7 @@ from executor.hashing import combined
 from executor.jobspec import JobSpec
 from executor.jobstate import JobState
 from executor.pool import Handle
-from executor.runner import Part, Script
+from executor.runner import Last, Part, Script
 from executor.telling import Diary
 from traces.workermap import WorkerMap
 
@@ -78,9 +78,12 @@ def fail(job: JobState) -> Script:
 
 
 def leave(job: JobState, kind: type[e.Event], **values: Any) -> Script:
-    """Give all devices back; the job is over, for a reason that is told then."""
+    """Give all devices back; the job is over, for a reason that is told then.
+
+    Whoever dies meanwhile is buried, and missed by nobody: the others have forgotten the job.
+    """
     handles = job.crew.handles
-    yield {handle: m.Detach() for handle in handles}
+    yield Last({handle: m.Detach() for handle in handles})
     job.over = True
     job.crew.disband(handles)
     job.diary.tell(kind, **values)

@@ -267,3 +267,38 @@ def test_a_job_that_is_stopped_before_it_has_begun_names_no_checkpoint(
     stopped = agent.settle("job")[-1]
     assert isinstance(stopped, e.Stopped)
     assert stopped.checkpoint is None
+
+
+@pytest.mark.parametrize("first", ["answers", "dies"])
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_death_while_all_devices_are_left_changes_nothing_any_more(
+    played: Played, stop: bool, first: str
+) -> None:
+    """Who has forgotten the job cannot be asked what it holds, and need not be."""
+    played.started(on(1, 1), 0, 1)
+    if stop:
+        played.job.stop(checkpoint=False)
+    step = 4 if stop else STEPS
+    for device in (0, 1):
+        played.say(device, m.Paused, step=step)
+    if stop:
+        played.surveyed(0, 1)
+    else:
+        assert (played.told(0), played.told(1)) == (["Digest"], ["Digest"])
+        played.reply(0, {"network/a": "00"})
+        played.reply(1, {"network/a": "00"})
+    assert played.told(0)[-1] == played.told(1)[-1] == "Detach"
+    dead = played.worker(1)
+    if first == "dies":
+        played.job.gone(dead, "died")
+        assert played.pool.back == []
+        played.reply(0)
+    else:
+        played.reply(0)
+        assert played.pool.back == []
+        played.job.gone(dead, "died")
+    assert played.job.over
+    assert (played.pool.back, played.pool.buried) == ([played.worker(0)], [dead])
+    kinds = [type(event) for event in played.events]
+    assert kinds == [e.LaneLost, e.Stopped if stop else e.Finished]
+    assert len(played.pool.made) == 2
