@@ -24,8 +24,9 @@ class JobSpec:
     ``resume``: begin from the last checkpoint in the folder, if there is one. ``faults`` are
     injected. ``agreement``: on a determinism level, with what the job's lanes have in common.
     ``sharding``: of the sparse tables; None: every device holds all rows. It changes no bit, and
-    a checkpoint does not know of it. ``reduction``: the order in which a new job's dense gradients
-    are summed, ``tree``, or ``ring`` for the bits of DistributedDataParallel on gloo.
+    a checkpoint does not know of it. ``reduction``: the order in which dense gradients are summed,
+    ``tree``, or ``ring`` for the bits of DistributedDataParallel on gloo; None: that of the
+    checkpoint which is resumed, for a new job ``tree``.
     Raises ExecutorError for numbers out of range.
     """
 
@@ -39,10 +40,11 @@ class JobSpec:
     faults: tuple[Fault, ...] = ()
     agreement: Agreement | None = None
     sharding: Sharding | None = None
-    reduction: str = "tree"
+    reduction: str | None = None
 
     def __post_init__(self) -> None:
-        check_kind(self.reduction)
+        if self.reduction is not None:
+            check_kind(self.reduction)
         for name in ("num_workers", "steps"):
             if getattr(self, name) < 1:
                 raise ExecutorError(

@@ -87,7 +87,7 @@ class JobState:
             lane=handle.lane,
             agreement=self.spec.agreement,
             bucket_bytes=self.spec.bucket_bytes,
-            reduction=self.spec.reduction,
+            reduction=self.spec.reduction or "tree",
             order=self.order,
             habits=self.spec.habits,
             battery=self._witness.asks(handle),

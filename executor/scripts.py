@@ -182,4 +182,13 @@ def _saved_order(spec: JobSpec) -> Any:
     steps = files.checkpoints(folder) if folder is not None else []
     if folder is None or not steps:
         return None
-    return files.read(files.path_of(folder, steps[-1])).identity["order"]
+    path = files.path_of(folder, steps[-1])
+    order = files.read(path).identity["order"]
+    if spec.reduction not in {None, order["kind"]}:
+        raise ExecutorError(
+            "the checkpoint is of a job with another order of reduction",
+            where=path,
+            value=spec.reduction,
+            expected=f"{order['kind']}, which a job keeps for life, or a new job",
+        )
+    return order

@@ -148,6 +148,16 @@ def test_the_order_of_reduction_is_that_of_the_checkpoint(
     assert files.read(files.path_of(tmp_path, 4)).identity["order"] == before
 
 
+def test_another_order_of_reduction_than_the_checkpoints_is_refused(
+    agent: Agent, folder: Path, tmp_path: Path
+) -> None:
+    copied(agent, folder, tmp_path)
+    spec = job("mlp", 4, STEPS, folder=str(tmp_path), resume=True)
+    with pytest.raises(ExecutorError, match=r"another order of reduction.*ring.*expected tree"):
+        trained(agent, replace(spec, reduction="ring"), [(STEPS, on(4))])
+    trained(agent, replace(spec, reduction="tree"), [(STEPS, on(4))])
+
+
 def test_a_full_disk_leaves_the_last_good_one_and_the_job_goes_on(
     agent: Agent, tmp_path: Path
 ) -> None:
