@@ -61,10 +61,11 @@ def data_parallel(device: str, turns: int) -> dict[str, Any]:
     clock = 1 if device == "cuda" else 0
     for size, batch in DATA_PARALLEL[device]:
         settings = MIDDLE | {"batch": batch}
+        block = 10 if batch == BATCHES[0] else 4  # steps of a turn; some 150 ms alone
         _store, where, _folder = steps.meeting(device)
         parts = steps.forked(
-            lambda index, n=size, s=settings, w=where: steps.data_parallel(
-                index, n, s, 2, turns, w
+            lambda index, n=size, s=settings, b=block, w=where: steps.data_parallel(
+                index, n, s, b, turns, w
             ),
             size,
         )
@@ -160,7 +161,7 @@ def main() -> None:
     if args.device == "cuda":  # cuBLAS is deterministic with it only, and reads it when it starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     parts = {
-        "data_parallel": lambda: data_parallel(args.device, turns),
+        "data_parallel": lambda: data_parallel(args.device, 2 * turns),
         "switch": lambda: switch(args.device, turns),
         "memory": lambda: memory(args.device),
         # Those above fork, which a process with threads should not.
