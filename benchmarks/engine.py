@@ -61,7 +61,7 @@ def data_parallel(device: str, turns: int) -> dict[str, Any]:
     clock = 1 if device == "cuda" else 0
     for size, batch in DATA_PARALLEL[device]:
         settings = MIDDLE | {"batch": batch}
-        block = 10 if batch == BATCHES[0] else 4  # steps of a turn; some 150 ms alone
+        block = 10 if batch == BATCHES[0] else 4  # steps of a turn; 0.15 to 0.2 s alone
         _store, where, _folder = steps.meeting(device)
         parts = steps.forked(
             lambda index, n=size, s=settings, b=block, w=where: steps.data_parallel(

@@ -271,7 +271,7 @@ class Bucket:
         flat = [part.reshape(-1) for part in held]
         return self._summed(flat, begin).view(held[0].shape)
 
-    def is_finite(self) -> bool:
+    def own_finite(self) -> bool:
         """Whether our own partial sums are finite."""
         return all(bool(torch.isfinite(part).all()) for held in self._held for part in held)
 

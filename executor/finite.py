@@ -2,8 +2,7 @@
 
 Whoever adds up a piece of a gradient adds up the piece itself as well: that sum is finite only if
 every number is. It may overflow although they all are, so what is found here is *seen to be finite*
-or *not seen*, and the task looks at what was not seen with care (``Task.apply``). A look costs a
-fifth of a pass over memory of its own.
+or *not seen*, and the task looks at what was not seen with care (``Task.apply``).
 
 Leaves out: GPUs, where one look at everything at the end is less than a kernel for every piece.
 """

@@ -264,9 +264,9 @@ class DenseReducer:
         """Whether the sums that ``finish`` returned have all been seen to be finite."""
         return all(bucket.finite for bucket in self._buckets)
 
-    def is_finite(self) -> bool:
+    def own_finite(self) -> bool:
         """Whether this device's own partial sums of the step are finite."""
-        return all(bucket.is_finite() for bucket in self._buckets)
+        return all(bucket.own_finite() for bucket in self._buckets)
 
     def close(self) -> None:
         """Take the hooks off the parameters."""

@@ -374,7 +374,7 @@ class Replica:
 
     def is_source_of_garbage(self) -> bool:
         """Whether what this device gave to the step that was refused is not finite."""
-        return self._reducer is not None and not self._reducer.is_finite()
+        return self._reducer is not None and not self._reducer.own_finite()
 
     def _tree_of(self, by_rank: Sequence[float]) -> Tensor:
         fold: Fold[float] = Fold(self.task.num_workers, float.__add__)

@@ -98,7 +98,7 @@ def reduced(
                     reducer.arm(rank)
                 reducer.push(rank, gradients(module, rank))
             found = [t.clone() for t in reducer.finish()]
-        assert reducer.is_finite()
+        assert reducer.own_finite()
         reducer.close()
         exchange.close()
         return found
