@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +110,7 @@ class Versions:
         """Take up the newest version that can be used, if it is newer; whether one was.
 
         ``again``: try versions that failed before, too; otherwise only if they were made anew.
+        Raises ModelError if the folder cannot be read; what is held stays.
         """
         with self._loading:
             newest = self._held[0].number if self._held else 0
@@ -123,8 +125,8 @@ class Versions:
                 except ModelError as error:
                     self._failed[number] = (made, error)
                     continue
-                except (RuntimeError, MemoryError) as error:  # torch's word for a full device
-                    text = (str(error) or "no memory").splitlines()[0]
+                except Exception as error:  # noqa: BLE001  no version may end who looks for them
+                    text = (str(error) or type(error).__name__).splitlines()[0]
                     problem = ModelError(
                         f"cannot be loaded: {text}", where=path_of(self.folder, number)
                     )
@@ -151,7 +153,8 @@ class Versions:
 
     def _look(self, every_s: float) -> None:
         while not self._stop.wait(every_s):
-            self.reload(again=False)
+            with suppress(ModelError):  # the folder may be there again at the next look
+                self.reload(again=False)
 
     def close(self) -> None:
         """Stop watching."""

@@ -105,6 +105,8 @@ def _read(
     if size < _PREFIX.size + _DIGEST:
         raise refuse("cut short", f"{size} bytes", "a whole file")
     prefix = file.read(_PREFIX.size)
+    if len(prefix) < _PREFIX.size:  # since its size was asked; later cuts fail the checksum
+        raise refuse("cut short", f"{len(prefix)} bytes", "a whole file")
     found_kind, found_schema, header_size = _PREFIX.unpack(prefix)
     if found_kind != kind:
         raise refuse("another kind of file", found_kind, repr(kind))

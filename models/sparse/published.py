@@ -41,8 +41,14 @@ _VERSION = re.compile(r"^v(\d{6,})$")
 
 
 def versions(folder: str | Path) -> list[int]:
-    """Return the complete versions in a folder, oldest first; none if the folder is not there."""
-    found = [_VERSION.match(p.name) for p in Path(folder).glob("v*") if p.is_dir()]
+    """Return the complete versions in a folder, oldest first; none if the folder is not there.
+
+    Raises ModelError if the disk refuses.
+    """
+    try:
+        found = [_VERSION.match(p.name) for p in Path(folder).glob("v*") if p.is_dir()]
+    except OSError as error:
+        raise ModelError(f"cannot be read: {error.strerror}", where=folder) from error
     return sorted(int(match[1]) for match in found if match)
 
 

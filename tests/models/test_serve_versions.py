@@ -286,6 +286,44 @@ def test_a_thread_looks_for_newer_versions(tmp_path: Path) -> None:
         held.close()
 
 
+def test_nothing_that_goes_wrong_ends_the_thread_that_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Model(seed=1).publish(tmp_path)
+    held = Versions(tmp_path)
+    opens, is_dir = Version.open, Path.is_dir
+    looks = 0
+
+    def failing(folder: Path, number: int, **settings: Any) -> Version:
+        if number == 2:
+            raise ZeroDivisionError
+        return opens(folder, number, **settings)
+
+    def refusing(path: Path) -> bool:
+        nonlocal looks
+        looks += path.name == "v000001"
+        if path.name == "v000001" and looks == 2:
+            raise PermissionError(13, "Permission denied")
+        return is_dir(path)
+
+    monkeypatch.setattr(Version, "open", failing)
+    Model(seed=2).publish(tmp_path)
+    held.watch(0.01)
+    try:
+        until(lambda: held.failures != [])
+        assert held.failures[0].problem.endswith("v000002: cannot be loaded: ZeroDivisionError")
+        monkeypatch.setattr(Path, "is_dir", refusing)
+        until(lambda: looks > 2)
+        Model(seed=3).publish(tmp_path)
+        until(lambda: held.current.number == 3)
+    finally:
+        held.close()
+    looks = 1
+    with pytest.raises(ModelError, match="cannot be read: Permission denied"):
+        held.reload()
+    assert held.current.number == 3
+
+
 def test_a_reader_never_sees_halves(tmp_path: Path) -> None:
     """One publishes and retires, another opens: what opens is one state, dense and sparse."""
     tables = Model().tables

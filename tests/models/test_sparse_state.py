@@ -191,6 +191,25 @@ def test_every_flipped_byte_and_every_cut_is_noticed(tmp_path: Path) -> None:
     load_tables(tables, path)
 
 
+def test_a_file_that_is_cut_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, tables = small(tmp_path)
+    whole, stat = path.read_bytes(), Path.stat
+    bad = tmp_path / "bad"
+
+    def stat_before_the_cut(path: Path, **how: Any) -> os.stat_result:
+        return stat(tmp_path / "state" if path == bad else path, **how)
+
+    monkeypatch.setattr(Path, "stat", stat_before_the_cut)
+    for size in range(len(whole)):
+        bad.write_bytes(whole[:size])
+        with pytest.raises(ModelError, match=r"bad: (cut short|damaged)"):
+            load_tables(tables, bad)
+    bad.write_bytes(whole)
+    load_tables(tables, bad)
+
+
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     path, tables = small(tmp_path)
     whole = path.read_bytes()
