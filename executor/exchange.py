@@ -9,16 +9,27 @@ and has left is not noticed by gloo, so waiting can be given up from outside (``
 group that broke is useless and is thrown away.
 
 All operations are started in the same order on every device and counted in bytes sent to others.
-NCCL is written to the same calls and was not run: there was no second GPU to run it on.
+
+NCCL is written from its source and documentation and was not run: there was no second GPU to run it
+on. What it does otherwise than gloo:
+
+- A wait with a timeout aborts the communicator when the time is over, so it is looked at instead;
+  and the stream is made to wait only for what has come, so that a GPU is never stuck behind a peer
+  that is dead, which NCCL between GPUs of one machine need not notice.
+- An error ends the process, unless the environment says not to.
+- Its kernels write on until the group is aborted, so their memory is kept until then.
+- It would connect in the first operation, in the middle of a step; it is told to when it is built.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -31,8 +42,14 @@ from executor.errors import PeerLostError
 
 _MEETING_S = 0.002  # between two looks at whether all are here
 _SLICE = timedelta(milliseconds=20)  # between two looks at whether waiting is in vain
+_LOOK_S = 2e-5  # between two looks at whether a GPU has got what it waits for
+_NO_ERROR_ENDS_THE_PROCESS = {
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+}
 
 GivenUp = Callable[[], bool] | None
+Held = dict[object, tuple[Tensor, ...]]
 
 
 class Pending:
@@ -70,6 +87,37 @@ class Pending:
             return False
 
 
+class PendingOnGpu(Pending):
+    """An operation between GPUs; its tensors are in ``held`` until it is done.
+
+    ``wait`` raises PeerLostError after ``timeout_s``, too.
+    """
+
+    def __init__(
+        self,
+        work: Any,
+        keep: tuple[Tensor, ...],
+        given_up: GivenUp,
+        held: Held,
+        timeout_s: float,
+    ) -> None:
+        super().__init__(work, (), given_up)
+        self._held, self._key = held, object()
+        held[self._key] = keep
+        self._end = time.monotonic() + timeout_s
+
+    def _done(self) -> bool:
+        while not self._work.is_completed():
+            if self._given_up is not None and self._given_up():
+                raise PeerLostError("the exchange was given up")
+            if time.monotonic() > self._end:
+                raise PeerLostError("the exchange broke", where="the others are too slow")
+            time.sleep(_LOOK_S)
+        self._work.wait()  # what this stream does next comes after it; or says what broke
+        self._held.pop(self._key, None)
+        return True
+
+
 class Exchange:
     """The devices of one generation: this is ``index`` of ``size``.
 
@@ -93,20 +141,20 @@ class Exchange:
         self.index = index
         self.size = size
         self.sent_bytes = 0
-        self.device = torch.device(device)
+        self.device = _indexed(torch.device(device))
         self._groups: dict[str, Any] = {}
+        self._held: Held = {}  # what a GPU's operations work on
+        self._timeout_s = timeout_s
         self._abandoned = abandoned
+        devices = {"cpu": torch.device("cpu"), self.device.type: self.device}
         if size > 1:
             try:
                 store = _meet(address, prefix, index, size, timeout_s, abandoned)
-                for kind in sorted({"cpu", self.device.type}):
-                    own = PrefixStore(kind, store)
-                    self._groups[kind] = _built(
-                        lambda own=own, kind=kind: _group(  # type: ignore[misc]
-                            address[0], own, index, size, timeout_s, kind
-                        ),
-                        abandoned,
+                for kind, own in devices.items():
+                    make = partial(
+                        _group, address[0], PrefixStore(kind, store), index, size, timeout_s, own
                     )
+                    self._groups[kind] = _built(make, abandoned)
             except RuntimeError as error:
                 text = str(error).split("\n")[0]
                 raise PeerLostError("the devices did not meet", where=text) from None
@@ -149,9 +197,10 @@ class Exchange:
         Ending a group waits for operations that will never be done, until they time out.
         """
         groups, self._groups = self._groups, {}
+        held, self._held = self._held, {}
         if groups:
             # Not a daemon: the interpreter must not end in the middle of it.
-            threading.Thread(target=_end, args=(groups,), name="end of a group").start()
+            threading.Thread(target=_end, args=(groups, held), name="end of a group").start()
 
     def _start(self, operation: str, *arguments: Any) -> Pending:
         first = arguments[0]
@@ -164,18 +213,21 @@ class Exchange:
             work = getattr(group, operation)(*arguments)
         except RuntimeError as error:
             raise PeerLostError("the exchange broke", where=str(error).split("\n")[0]) from None
+        if tensor.device.type != "cpu":
+            return PendingOnGpu(work, keep, self._abandoned, self._held, self._timeout_s)
         # Gloo breaks a pair whose send or receive is waited for in slices.
         whole = operation in {"send", "recv"}
         return Pending(work, keep, None if whole else self._abandoned)
 
 
-def _end(groups: dict[str, Any]) -> None:
+def _end(groups: dict[str, Any], held: Held) -> None:
     while groups:
         _, group = groups.popitem()
         # A group that broke before may say so again.
         with suppress(RuntimeError):
             group.abort()
         del group
+    held.clear()
 
 
 def _meet(
@@ -223,12 +275,25 @@ def _built(make: Callable[[], Any], abandoned: GivenUp) -> Any:
         return made
 
 
-def _group(host: str, store: Any, index: int, size: int, timeout_s: float, kind: str) -> Any:
+def _indexed(device: torch.device) -> torch.device:
+    """With this thread's GPU, if none is named; groups are built in other threads."""
+    if device.type != "cuda":
+        return device
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return torch.device(device.type, index)
+
+
+def _group(
+    host: str, store: Any, index: int, size: int, timeout_s: float, device: torch.device
+) -> Any:
     timeout = timedelta(seconds=timeout_s)
-    if kind == "cuda":
-        nccl = dist.ProcessGroupNCCL.Options()
-        nccl._timeout = timeout
-        return dist.ProcessGroupNCCL(store, index, size, nccl)
+    if device.type == "cuda":
+        os.environ |= _NO_ERROR_ENDS_THE_PROCESS
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = timeout
+        group: Any = dist.ProcessGroupNCCL(store, index, size, options)
+        group.eager_connect_single_device(device)
+        return group
     gloo = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     gloo._timeout = timeout
     gloo._threads = 2

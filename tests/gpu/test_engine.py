@@ -2,7 +2,7 @@
 
 Worker processes are threads here, so that CUDA is opened once; the process group, the streams and
 the copies are those of processes. At the end real processes on halves of the GPU are killed, moved
-and resumed. Two GPUs, and so NCCL between them, are not tested.
+and resumed. Two GPUs, and so NCCL between them, are in ``test_two_gpus``.
 """
 
 from __future__ import annotations
