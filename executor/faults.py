@@ -25,7 +25,8 @@ from executor.errors import ExecutorError
 
 POINTS = (
     "configure",  # a new generation begins
-    "transfer",  # state is being sent to, or received by, a newcomer
+    "transfer",  # state or rows are about to go to other devices
+    "arrival",  # they are about to come to a newcomer, which will hold the rank
     "micro-step",  # before a rank's micro-batch
     "backward",  # after it, before the switch
     "exchange",  # the last backward is done, dense partial sums are on their way

@@ -51,6 +51,7 @@ class Job:
         self._runner = Runner()
         self._mode: Literal["standing", "running", "pausing", "script"] = "standing"
         self._run_number = 0
+        self._ran = -1  # the generation that was told to run last
         self._paused: set[Handle] = set()
 
     # Commands.
@@ -146,8 +147,11 @@ class Job:
         elif isinstance(news, m.Progress):
             if handle in self.members.values() and self.map is not None:
                 self._progress(handle, news, self.map)
+        elif isinstance(news, m.Broke):
+            if news.generation == self._ran:
+                self._hear_break(handle, news)
         elif news.generation == self._state.generation:
-            self._hear_step(handle, news)
+            self._hear_pause(handle, news)
 
     def gone(self, handle: Handle, reason: str) -> None:
         """A worker died, hangs, or its lane was lost: bury it, and recover if it mattered."""
@@ -199,19 +203,26 @@ class Job:
             digests = dict(news.digests)
             self._diary.tell(e.Digested, step=report.step, device=device, digests=digests)
 
-    def _hear_step(self, handle: Handle, news: Any) -> None:
-        if isinstance(news, m.Paused):
-            self._paused.add(handle)
-            if self._paused == set(self.members.values()) and self._mode != "script":
-                self._mode, self._state.step = "standing", news.step
-                self._diary.stands()
-                self.go()
-        elif isinstance(news, m.Broke):
-            assert self.map is not None
-            self._state.mark_broken(news.text)
-            self._abandon()
+    def _hear_pause(self, handle: Handle, news: m.Paused) -> None:
+        self._paused.add(handle)
+        if self._paused == set(self.members.values()) and self._mode != "script":
+            self._mode, self._state.step = "standing", news.step
+            self._diary.stands()
+            self.go()
+
+    def _hear_break(self, handle: Handle, news: m.Broke) -> None:
+        """The first ends the generation; who says why may come after who only lost a peer.
+
+        All come before what their worker answers to the survey that follows.
+        """
+        assert self.map is not None
+        if self._mode == "script":
             self._trouble.broke(handle, news, self._devices(self.map))
-            self._restart()
+            return
+        self._state.mark_broken(news.text)
+        self._abandon()
+        self._trouble.broke(handle, news, self._devices(self.map))
+        self._restart()
 
     def _devices(self, worker_map: WorkerMap) -> dict[int, Handle]:
         """Members that live, by the number of their device."""
@@ -264,7 +275,7 @@ class Job:
         return self._wanted.stop is not None or self._wanted.map is None or self._crew.ready
 
     def _run(self) -> None:
-        self._mode = "running"
+        self._mode, self._ran = "running", self._state.generation
         self._paused.clear()
         self._run_number += 1
         self._watch.heard()

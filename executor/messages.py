@@ -106,12 +106,16 @@ class Meeting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """Send our state to devices of a meeting, or take it from one; the reply is our step."""
+    """Send our state to devices of a meeting, or take it from one; the reply is our step.
+
+    ``ranks``: first rank and last rank + 1 that who takes it will hold.
+    """
 
     generation: int
     meeting: Meeting
     step: int
     source: int | None = None
+    ranks: tuple[int, int] = (0, 0)
     targets: tuple[int, ...] = ()
     faults: tuple[Fault, ...] = ()
     serial: int = 0

@@ -20,6 +20,9 @@ from executor.runner import Part
 from executor.shards import Kept, Reshuffle, Sharding, ShardMap, assigned
 from traces.workermap import WorkerMap
 
+Ranks = tuple[int, int]
+"""The first rank of a device, and its last + 1."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
@@ -56,6 +59,7 @@ def bring(
     change: Change,
     target: Target[Handle],
     devices: Sequence[Handle],
+    worker_map: WorkerMap,
     *,
     sharding: Sharding | None,
     again: Mapping[Handle, m.Attach],
@@ -66,7 +70,8 @@ def bring(
     ``again``: how workers that have trained build the task anew, for a job that goes back to its
     beginning. ``numbers`` names holdings.
     """
-    needy = [handle for handle in devices if handle not in target.holders]
+    blocks = dict(zip(devices, _blocks(worker_map), strict=True))
+    needy = {handle: blocks[handle] for handle in devices if handle not in target.holders}
     shards = None if sharding is None else _shards(target, devices, sharding)
     if shards is not None and target.rows is not None:
         rows = target.rows
@@ -107,7 +112,7 @@ def configure(
     number: int,
 ) -> dict[Handle, m.Configure]:
     """Begin the generation. ``number``: what rows are called that are kept of whole tables."""
-    blocks = tuple((ranks.start, ranks.stop) for _, ranks in worker_map.blocks())
+    blocks = _blocks(worker_map)
     batch = {}
     for index, handle in enumerate(devices):
         mine = None
@@ -129,6 +134,10 @@ def configure(
     return batch
 
 
+def _blocks(worker_map: WorkerMap) -> tuple[Ranks, ...]:
+    return tuple((ranks.start, ranks.stop) for _, ranks in worker_map.blocks())
+
+
 def _shards(target: Target[Handle], devices: Sequence[Handle], sharding: Sharding) -> ShardMap:
     """Devices keep the number of their shard where they can."""
     before = {} if target.rows is None else target.rows.numbers
@@ -141,7 +150,7 @@ def _to_their_devices(
     target: Target[Handle],
     rows: Kept[Handle],
     wanted: Mapping[Handle, tuple[int, ...]],
-    needy: Sequence[Handle],
+    needy: Mapping[Handle, Ranks],
     into: int,
 ) -> dict[Handle, m.Reshard]:
     """Give every device the rows of its shards, and newcomers the dense state."""
@@ -158,7 +167,7 @@ def _together(
     change: Change, target: Target[Handle], rows: Kept[Handle], writer: Handle
 ) -> dict[Handle, m.Reshard]:
     """Put all rows together on the device that writes."""
-    moves = _moves(change, target, [], rows.numbers, purpose="gather")
+    moves = _moves(change, target, {}, rows.numbers, purpose="gather")
     plan = _plan(moves, rows, {writer: (0,)}, 1)
     return {
         handle: m.Reshard(move=move, plan=plan, holding=rows.holding, into=None)
@@ -169,7 +178,7 @@ def _together(
 def _moves(
     change: Change,
     target: Target[Handle],
-    needy: Sequence[Handle],
+    needy: Mapping[Handle, Ranks],
     others: Iterable[Handle] = (),
     *,
     purpose: str = "move",
@@ -187,6 +196,7 @@ def _moves(
             meeting=change.meeting(purpose, index, len(party)),
             step=target.step,
             source=source,
+            ranks=needy.get(handle, (0, 0)),
             targets=targets if index < len(sources) else (),
             faults=change.faults,
         )

@@ -138,6 +138,7 @@ def _regroup(job: JobState, target: Target[Handle], worker_map: WorkerMap) -> Sc
         job.change(),
         target,
         handles,
+        worker_map,
         sharding=job.spec.sharding,
         again={handle: job.attach(handle) for handle in crew.members.values()},
         numbers=job.holdings,

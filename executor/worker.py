@@ -177,7 +177,10 @@ class Worker:
 
     def _take_part(self, request: m.Move, exchange: Exchange, *, rows: bool = True) -> None:
         replica, _ = self._attached()
-        replica.probe("transfer", request.step, replica.ranks)
+        if request.source is None:
+            replica.probe("transfer", request.step, replica.ranks)
+        else:
+            replica.probe("arrival", request.step, range(*request.ranks))
         if request.targets:
             state = replica.task.state() if rows else replica.state_without_rows()
             transfer.send_state(exchange, request.targets, replica.step, state)

@@ -23,6 +23,7 @@ from tests.executorcases import (
 )
 
 STEPS = 6
+BETWEEN_STEPS = {"configure", "transfer", "arrival", "checkpoint"}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def recovered(events: list[e.Event]) -> list[e.Recovered]:
     return [event for event in events if isinstance(event, e.Recovered)]
 
 
-@pytest.mark.parametrize("point", [p for p in POINTS if p not in {"checkpoint", "transfer"}])
+@pytest.mark.parametrize("point", [p for p in POINTS if p not in BETWEEN_STEPS - {"configure"}])
 @pytest.mark.parametrize("name", ["mlp", "longer"])
 def test_a_kill_at_any_point_costs_at_most_the_step_in_flight(
     agent: Agent, references: dict[tuple[str, int], Digests], name: str, point: str
@@ -67,22 +68,24 @@ def test_two_deaths_at_once_and_one_during_the_recovery(
         Fault(kind="kill", step=2, rank=0, point="fold"),
         Fault(kind="kill", step=2, rank=4, point="exchange"),
         Fault(kind="kill", step=2, rank=1, point="configure"),
-        Fault(kind="kill", step=2, rank=5, point="transfer"),
+        Fault(kind="kill", step=2, rank=5, point="arrival"),
     ]
     events = trained(agent, job("mlp", 6, STEPS, faults=faults), [(STEPS, on(2, 2, 2))])
     assert contradiction(events, expected) is None
     assert sorted(losses_of(events)) == list(range(1, STEPS + 1))
 
 
-@pytest.mark.parametrize("point", ["configure", "transfer"])
+@pytest.mark.parametrize(("point", "device"), [("configure", 2), ("transfer", 0), ("arrival", 2)])
 def test_a_rescale_interrupted_half_way(
-    agent: Agent, references: dict[tuple[str, int], Digests], point: str
+    agent: Agent, references: dict[tuple[str, int], Digests], point: str, device: int
 ) -> None:
+    """Rank 3 goes from device 0 to device 2."""
     expected = reference(agent, references, "mlp", 4)
     fault = Fault(kind="kill", step=3, rank=3, point=point)
     schedule = [(3, on(4)), (STEPS, on(2, 1, 1))]
     events = trained(agent, job("mlp", 4, STEPS, faults=[fault]), schedule)
     assert contradiction(events, expected) is None
+    assert [event.gpu for event in events if isinstance(event, e.LaneLost)] == [(0, device)]
     assert agent.jobs["job"].over
 
 
@@ -174,7 +177,7 @@ def test_a_lost_lane_leaves_its_ranks_to_the_others(
 
 
 def some_kill(rng: random.Random, workers: int) -> Fault:
-    point = rng.choice([p for p in POINTS if p not in {"checkpoint", "transfer", "configure"}])
+    point = rng.choice([p for p in POINTS if p not in BETWEEN_STEPS])
     return Fault(kind="kill", step=rng.randrange(STEPS), rank=rng.randrange(workers), point=point)
 
 

@@ -201,6 +201,36 @@ def test_whoever_is_blamed_goes_when_all_have_said_what_they_hold(played: Played
     assert played.worker(1) is not culprit
 
 
+def test_why_a_step_could_not_be_done_counts_also_when_it_is_told_late(played: Played) -> None:
+    """Whoever lost a peer may say so before the peer says why."""
+    played.started(on(1, 1), 0, 1)
+    for culprit in (played.worker(1), None):
+        played.say(0, m.Broke, step=4, kind="lost", text="a peer was lost")
+        assert played.told(0)[-1] == played.told(1)[-1] == "Survey"
+        played.say(1, m.Broke, step=4, kind="failed", text="no memory", culprits=(1,))
+        assert played.told(0) == played.told(1) == ["Survey"]  # and nothing new
+        played.surveyed(0, 1)
+        if culprit is not None:
+            assert played.pool.buried == [culprit]
+            played.surveyed(0)
+            played.reply(1, {"num_workers": 2, "order": None})
+            played.reply(0, 4)
+            played.reply(1, 4)
+            played.configured(0, 1, step=4)
+    assert played.told(0) == ["Abandon", "Detach"]  # the culprit is gone, again
+    played.reply(0)
+    (failed,) = [event for event in played.events if isinstance(event, e.Failed)]
+    assert failed.reason == "no memory"
+
+
+def test_replicas_that_differ_are_distrusted_also_when_it_is_told_late(played: Played) -> None:
+    played.started(on(1, 1), 0, 1)
+    played.say(0, m.Broke, step=4, kind="lost", text="a peer was lost")
+    played.say(1, m.Broke, step=4, kind="garbage", text="replicas differ")
+    played.surveyed(0, 1)
+    assert (played.told(0)[-1], played.told(1)[-1]) == ("Attach", "Attach")  # from the beginning
+
+
 def test_what_an_audit_distrusts_stays_so_until_a_new_generation_has_begun(played: Played) -> None:
     played.started(on(1, 1), 0, 1)
     played.say(0, m.Broke, step=4, kind="garbage", text="replicas differ")
