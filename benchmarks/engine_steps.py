@@ -30,9 +30,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch._C._distributed_c10d import TCPStore
 from torch.nn.parallel import DistributedDataParallel
 
+from executor.board import Board
 from executor.context import captured, enter
 from executor.exchange import Exchange
 from executor.layout import Layout
@@ -142,7 +142,7 @@ def data_parallel(
     index: int, size: int, settings: dict[str, Any], block: int, blocks: int, meeting: Any
 ) -> Clocks:
     """One of ``size`` processes with one logical worker each: three sides in turns."""
-    host, port, folder, device_name = meeting
+    address, folder, device_name = meeting
     device = torch.device(device_name)
     shared = device.type == "cuda" and torch.cuda.device_count() < size
     allocator(KEEP)
@@ -162,7 +162,7 @@ def data_parallel(
             for name in ("stock", "D0")
         )
     between = "cpu" if shared else device
-    exchange = Exchange((host, port), "bench", index, size, device=between)
+    exchange = Exchange(address, "bench", index, size, device=between)
     replica, engine = engine_side(tasks["D1"], size, index, exchange)
     sides = {
         "stock": plain_side(tasks["stock"], range(index, index + 1), stock),
@@ -184,7 +184,7 @@ def switching(
     allocator(KEEP)
     plain = dense_task(num_workers=workers, seed=1, device=device, **settings)
     elastic = dense_task(num_workers=workers, seed=1, device=device, **settings)
-    _, engine = engine_side(elastic, 1, 0, Exchange(("127.0.0.1", 0), "", 0, 1, device=device))
+    _, engine = engine_side(elastic, 1, 0, Exchange("", "", 0, 1, device=device))
     sides = {"plain": plain_side(plain, range(workers), plain.module), "EST": engine}
     taken = turns(sides, block, blocks, device, strict={"plain", "EST"})
     check_same(plain, elastic)
@@ -195,7 +195,7 @@ def switch_alone(settings: dict[str, Any], device_name: str) -> dict[str, float]
     """Median seconds of one switch (a context in, and out) and of the micro-batch between."""
     device = torch.device(device_name)
     task = dense_task(num_workers=2, seed=1, device=device, **settings)
-    replica, step = engine_side(task, 1, 0, Exchange(("127.0.0.1", 0), "", 0, 1, device=device))
+    replica, step = engine_side(task, 1, 0, Exchange("", "", 0, 1, device=device))
     step()
     (context, _) = replica.own_contexts()
     batch, place = task.source.fetch(0, context.place)
@@ -231,7 +231,7 @@ def peak_mib(spec: TaskSpec, device_name: str, options: Options) -> dict[str, fl
     task = spec.build(device)
     if device.type == "cpu":
         Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
-    _, step = engine_side(task, 1, 0, Exchange(("127.0.0.1", 0), "", 0, 1, device=device))
+    _, step = engine_side(task, 1, 0, Exchange("", "", 0, 1, device=device))
     step()
     step()
     if device.type == "cuda":
@@ -273,11 +273,11 @@ def forked(work: Callable[[int], Any], count: int) -> list[Any]:
         return [torch.load(Path(folder) / str(i), weights_only=True) for i in range(count)]
 
 
-def meeting(device: str) -> tuple[TCPStore, tuple[str, int, str, str], Any]:
-    """A store for the engine's groups and a folder for torch's; keep what is returned."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+def meeting(device: str) -> tuple[Board, tuple[str, str, str], Any]:
+    """A board for the engine's groups and a folder for torch's; keep what is returned."""
+    board = Board()
     folder = tempfile.TemporaryDirectory()
-    return store, ("127.0.0.1", int(store.port), folder.name, device), folder
+    return board, (board.address, folder.name, device), folder
 
 
 def ratio(taken: Clocks, name: str, base: str, clock: int = 0) -> dict[str, Any]:
@@ -294,8 +294,8 @@ def ratio(taken: Clocks, name: str, base: str, clock: int = 0) -> dict[str, Any]
 
 def bandwidth(index: int, size_bytes: int, where: Any) -> float:
     """Bytes per second of one large message from device 0 to device 1 into fresh memory: median."""
-    host, port, _, _ = where
-    exchange = Exchange((host, port), "bandwidth", index, 2)
+    address, _, _ = where
+    exchange = Exchange(address, "bandwidth", index, 2)
     data = torch.zeros(size_bytes, dtype=torch.uint8)
     token = torch.zeros(1)
     found = []

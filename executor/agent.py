@@ -23,9 +23,8 @@ from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from torch._C._distributed_c10d import TCPStore
-
 from executor import events as e
+from executor.board import Board
 from executor.devices import DeviceLane
 from executor.errors import ExecutorError
 from executor.job import Job
@@ -49,7 +48,6 @@ class Agent:
         *,
         pool: WorkerPool | None = None,
         threads: bool = False,
-        host: str = "127.0.0.1",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.lanes = dict(lanes)
@@ -57,8 +55,7 @@ class Agent:
         self._clock = clock
         self._own_pool = pool is None
         self._pool = WorkerPool(threads=threads) if pool is None else pool
-        self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
-        self._address = (host, int(self._store.port))
+        self._board = Board()
         self._events: list[e.Event] = []
         self._queues: dict[Place, list[str]] = {}
 
@@ -84,7 +81,7 @@ class Agent:
             spec,
             self.lanes,
             self._pool,
-            self._address,
+            self._board.address,
             emit=self._events.append,
             clock=self._clock,
             may_run=self._may_run,
@@ -206,6 +203,7 @@ class Agent:
         self.jobs.clear()
         if self._own_pool:
             self._pool.close()
+        self._board.close()
 
     def _job(self, job_id: str) -> Job:
         job = self.jobs.get(job_id)

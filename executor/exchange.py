@@ -1,7 +1,7 @@
 """Traffic between the devices of one job: a process group of its own for each generation.
 
 A *generation* is the time between two changes of a job's devices. Each has a group built directly
-(``ProcessGroupGloo`` on the CPU, ``ProcessGroupNCCL`` on CUDA) on a key-value store of the agent,
+(``ProcessGroupGloo`` on the CPU, ``ProcessGroupNCCL`` on CUDA) with the agent's board as its store,
 under a prefix of its own; torch's global default group is never touched, so groups of many jobs and
 generations live side by side in one process. Building one takes about 10 ms on one machine. When a
 peer's process dies its sockets close and every waiting operation fails at once. A peer that lives
@@ -36,17 +36,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch._C._distributed_c10d import PrefixStore
 
+from executor.board import Visit
 from executor.errors import PeerLostError
 
-_MEETING_S = 0.002  # between two looks at whether all are here
 _SLICE = timedelta(milliseconds=20)  # between two looks at whether waiting is in vain
 _LOOK_S = 2e-5  # between two looks at whether a GPU has got what it waits for
 _NO_ERROR_ENDS_THE_PROCESS = {
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
     "TORCH_NCCL_ENABLE_MONITORING": "0",
 }
+
+_HERE = "127.0.0.1"  # where gloo listens
 
 GivenUp = Callable[[], bool] | None
 Held = dict[object, tuple[Tensor, ...]]
@@ -121,7 +123,7 @@ class PendingOnGpu(Pending):
 class Exchange:
     """The devices of one generation: this is ``index`` of ``size``.
 
-    ``address``: host and port of the agent's store; ``prefix`` names job and generation. ``device``
+    ``address``: of the agent's board; ``prefix`` names job and generation. ``device``
     "cuda" adds a group for tensors on the GPU to that for tensors on the CPU. With one device there
     is no group and nothing is sent. Raises PeerLostError if the others do not come
     within ``timeout_s``, or if ``abandoned`` says that waiting for them is in vain.
@@ -129,7 +131,7 @@ class Exchange:
 
     def __init__(
         self,
-        address: tuple[str, int],
+        address: str,
         prefix: str,
         index: int,
         size: int,
@@ -144,18 +146,23 @@ class Exchange:
         self.device = _indexed(torch.device(device))
         self._groups: dict[str, Any] = {}
         self._held: Held = {}  # what a GPU's operations work on
+        self._visit: Visit | None = None  # groups use it, and do not keep it
         self._timeout_s = timeout_s
         self._abandoned = abandoned
         devices = {"cpu": torch.device("cpu"), self.device.type: self.device}
         if size > 1:
             try:
-                store = _meet(address, prefix, index, size, timeout_s, abandoned)
+                self._visit = Visit(address, prefix, timeout_s=timeout_s)
+                _meet(self._visit, index, size, timeout_s, abandoned)
                 for kind, own in devices.items():
-                    make = partial(
-                        _group, address[0], PrefixStore(kind, store), index, size, timeout_s, own
-                    )
+                    store = PrefixStore(kind, self._visit)
+                    make = partial(_group, store, index, size, timeout_s, own)
                     self._groups[kind] = _built(make, abandoned)
+            except PeerLostError:
+                self.close()
+                raise
             except RuntimeError as error:
+                self.close()
                 text = str(error).split("\n")[0]
                 raise PeerLostError("the devices did not meet", where=text) from None
 
@@ -198,6 +205,9 @@ class Exchange:
         """
         groups, self._groups = self._groups, {}
         held, self._held = self._held, {}
+        visit, self._visit = self._visit, None
+        if visit is not None:
+            visit.close()
         if groups:
             # Not a daemon: the interpreter must not end in the middle of it.
             threading.Thread(target=_end, args=(groups, held), name="end of a group").start()
@@ -230,26 +240,14 @@ def _end(groups: dict[str, Any], held: Held) -> None:
     held.clear()
 
 
-def _meet(
-    address: tuple[str, int],
-    prefix: str,
-    index: int,
-    size: int,
-    timeout_s: float,
-    abandoned: GivenUp,
-) -> Any:
+def _meet(visit: Visit, index: int, size: int, timeout_s: float, abandoned: GivenUp) -> None:
     """Wait until every device is here; a group that is built before would wait for the dead."""
-    timeout = timedelta(seconds=timeout_s)
-    store = TCPStore(*address, is_master=False, timeout=timeout)
-    own = PrefixStore(prefix, store)
-    own.set(f"here/{index}", "")
-    keys = [f"here/{i}" for i in range(size)]
+    visit.set(f"here/{index}", b"")
+    everybody = [f"here/{i}" for i in range(size)]
     end = time.monotonic() + timeout_s
-    while not own.check(keys):
+    while not visit.have_come(everybody, _SLICE.total_seconds()):
         if (abandoned is not None and abandoned()) or time.monotonic() > end:
-            raise PeerLostError("the devices did not meet", where=prefix)
-        time.sleep(_MEETING_S)
-    return own
+            raise PeerLostError("the devices did not meet")
 
 
 def _built(make: Callable[[], Any], abandoned: GivenUp) -> Any:
@@ -283,9 +281,7 @@ def _indexed(device: torch.device) -> torch.device:
     return torch.device(device.type, index)
 
 
-def _group(
-    host: str, store: Any, index: int, size: int, timeout_s: float, device: torch.device
-) -> Any:
+def _group(store: Any, index: int, size: int, timeout_s: float, device: torch.device) -> Any:
     timeout = timedelta(seconds=timeout_s)
     if device.type == "cuda":
         os.environ |= _NO_ERROR_ENDS_THE_PROCESS
@@ -297,5 +293,5 @@ def _group(
     gloo = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     gloo._timeout = timeout
     gloo._threads = 2
-    gloo._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
+    gloo._devices = [dist.ProcessGroupGloo.create_device(hostname=_HERE)]
     return dist.ProcessGroupGloo(store, index, size, gloo)

@@ -36,7 +36,7 @@ class Job:
         spec: JobSpec,
         lanes: Mapping[Place, DeviceLane],
         pool: WorkerPool,
-        address: tuple[str, int],
+        address: str,
         *,
         emit: Callable[[e.Event], None],
         clock: Callable[[], float],

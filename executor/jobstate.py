@@ -40,7 +40,7 @@ class JobState:
         spec: JobSpec,
         lanes: Mapping[Place, DeviceLane],
         pool: WorkerPool,
-        address: tuple[str, int],
+        address: str,
         *,
         emit: Callable[[e.Event], None],
         clock: Callable[[], float],

@@ -140,7 +140,7 @@ def _replica(task: Task, num_workers: int) -> Replica:
     order = order_of(task.parameters(), num_workers, BUCKET_BYTES)
     replica = Replica(task, order)
     ranks = range(num_workers)
-    nobody = Exchange(("", 0), "", 0, 1)  # one device: nothing is sent
+    nobody = Exchange("", "", 0, 1)  # one device: nothing is sent
     replica.configure(Layout(blocks=(ranks,), index=0), nobody, replica.first_contexts(ranks))
     return replica
 

@@ -97,7 +97,7 @@ class Meeting:
     ``device``: "cuda" if dense sums are exchanged between GPUs, else "cpu".
     """
 
-    address: tuple[str, int]
+    address: str
     prefix: str
     index: int
     size: int

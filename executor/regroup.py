@@ -28,13 +28,13 @@ Ranks = tuple[int, int]
 class Change:
     """What the requests of one change of devices have in common.
 
-    ``name`` of the job, like no other's at ``address``, where the agent's store is. ``faults``:
+    ``name`` of the job, like no other's at ``address``, the agent's board. ``faults``:
     those that are still to be injected.
     """
 
     name: str
     generation: int
-    address: tuple[str, int]
+    address: str
     faults: tuple[Fault, ...] = ()
 
     def meeting(self, purpose: str, index: int, size: int) -> m.Meeting:

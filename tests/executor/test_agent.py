@@ -148,7 +148,7 @@ def test_unknown_faults_are_refused(change: dict[str, str]) -> None:
 def test_a_wish_to_stop_is_heard_as_long_as_the_step_computes() -> None:
     task = model_task("mlp", 2, 2).build()
     replica = Replica(task, order_of(task.parameters(), 2, BUCKET_BYTES))
-    alone = Exchange(("", 0), "", 0, 1)
+    alone = Exchange("", "", 0, 1)
     replica.configure(Layout(blocks=(range(2),), index=0), alone, replica.first_contexts(range(2)))
     computed: list[int] = []
     inner = task.micro_step

@@ -65,6 +65,14 @@ class Group:
         self.aborted.set()
 
 
+class NoVisit:
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 @pytest.fixture
 def groups(monkeypatch: pytest.MonkeyPatch) -> dict[torch.device, Group]:
     """The groups that are built, by device."""
@@ -74,6 +82,7 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> dict[torch.device, Group]:
         return built.setdefault(_[-1], Group())
 
     monkeypatch.setattr(module, "_meet", lambda *_: None)
+    monkeypatch.setattr(module, "Visit", NoVisit)
     monkeypatch.setattr(module, "PrefixStore", lambda *_: None)
     monkeypatch.setattr(module, "_group", group)
     return built
@@ -87,14 +96,14 @@ def started(exchange: Exchange) -> tuple[Pending, weakref.ref[Tensor]]:
 
 
 def with_gpus(**settings: Any) -> Exchange:
-    return Exchange(("", 0), "", 0, 2, device=META, **settings)
+    return Exchange("", "", 0, 2, device=META, **settings)
 
 
 def test_each_kind_of_tensor_has_its_group(groups: dict[torch.device, Group]) -> None:
     with_gpus()
     assert list(groups) == [torch.device("cpu"), META]
     groups.clear()
-    Exchange(("", 0), "", 0, 2)
+    Exchange("", "", 0, 2)
     assert list(groups) == [torch.device("cpu")]
 
 

@@ -52,7 +52,7 @@ class Played:
             job("mlp", 2, STEPS),
             LANES,
             cast(WorkerPool, self.pool),
-            ("127.0.0.1", 1),
+            "",
             emit=self.events.append,
             clock=lambda: self.now,
             may_run=lambda _: True,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 import torch
 from torch import Tensor
-from torch._C._distributed_c10d import TCPStore
 
+from executor.board import Board
 from executor.context import Context
 from executor.errors import GarbageError
 from executor.exchange import Exchange
@@ -20,10 +21,9 @@ from models.sparse.gradients import SparseGradient
 
 def swapped(size: int, rounds: list[list[list[bytes]]]) -> tuple[list[list[list[bytes]]], int]:
     """What each device received in each round, and how many bytes device 0 sent in the last."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
     def device(index: int) -> tuple[list[list[bytes]], int]:
-        exchange = Exchange(("127.0.0.1", store.port), "mail", index, size)
+        exchange = Exchange(board.address, "mail", index, size)
         mail, found, sent = Mail(exchange), [], 0
         for messages in rounds:
             before = exchange.sent_bytes
@@ -32,7 +32,7 @@ def swapped(size: int, rounds: list[list[list[bytes]]]) -> tuple[list[list[list[
         exchange.close()
         return found, sent
 
-    with ThreadPoolExecutor(size) as pool:
+    with closing(Board()) as board, ThreadPoolExecutor(size) as pool:
         ended = list(pool.map(device, range(size)))
     return [found for found, _ in ended], ended[0][1]
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._C._distributed_c10d import TCPStore
 
 from executor.agent import Agent
+from executor.board import Board
 from executor.errors import ExecutorError
 from executor.exchange import Exchange
 from executor.finite import Look
@@ -81,12 +82,11 @@ def reduced(
 ) -> list[Tensor]:
     """Sums by devices that are threads, the same on all of them."""
     total = sum(counts)
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ends = [sum(counts[: i + 1]) for i in range(len(counts))]
     blocks = [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
     def device(index: int) -> list[Tensor]:
-        exchange = Exchange(("127.0.0.1", store.port), "reduce", index, len(counts))
+        exchange = Exchange(board.address, "reduce", index, len(counts))
         module = made()
         parameters = list(module.parameters())
         order = order_of(parameters, total, bucket_bytes=30_000, arrived=ARRIVED if ring else None)
@@ -103,7 +103,7 @@ def reduced(
         exchange.close()
         return found
 
-    with ThreadPoolExecutor(len(counts)) as pool:
+    with closing(Board()) as board, ThreadPoolExecutor(len(counts)) as pool:
         first, *others = pool.map(device, range(len(counts)))
     for other in others:
         assert same(first, other)
@@ -158,7 +158,7 @@ def test_signs_of_zeros_are_told_apart() -> None:
 def test_a_gradient_goes_into_the_memory_of_the_sum_before_it() -> None:
     module = made()
     parameters = list(module.parameters())
-    nobody = Exchange(("127.0.0.1", 0), "", 0, 1)
+    nobody = Exchange("", "", 0, 1)
     reducer = DenseReducer(parameters, order_of(parameters, 2), [range(2)], nobody)
     reducer.begin()
     kept = gradients(module, 0)
@@ -174,7 +174,7 @@ def test_a_gradient_goes_into_the_memory_of_the_sum_before_it() -> None:
 def test_a_gradient_that_arrives_twice_is_refused() -> None:
     module = made()
     parameters = list(module.parameters())
-    nobody = Exchange(("127.0.0.1", 0), "", 0, 1)
+    nobody = Exchange("", "", 0, 1)
     reducer = DenseReducer(parameters, order_of(parameters, 2), [range(2)], nobody)
     reducer.begin()
     reducer.push(0, gradients(module, 0))
@@ -205,12 +205,11 @@ def summed_up(
     ``spoil``: a rank, and the number of its first layer's weight that is infinite.
     """
     total = sum(counts)
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ends = [sum(counts[: i + 1]) for i in range(len(counts))]
     blocks = [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
     def device(index: int) -> tuple[bool, list[Tensor]]:
-        exchange = Exchange(("127.0.0.1", store.port), "finite", index, len(counts))
+        exchange = Exchange(board.address, "finite", index, len(counts))
         module = made()
         parameters = list(module.parameters())
         reducer = DenseReducer(parameters, order_of(parameters, total, 30_000), blocks, exchange)
@@ -225,7 +224,7 @@ def summed_up(
         exchange.close()
         return reducer.finite, sums
 
-    with ThreadPoolExecutor(len(counts)) as pool:
+    with closing(Board()) as board, ThreadPoolExecutor(len(counts)) as pool:
         return list(pool.map(device, range(len(counts))))
 
 

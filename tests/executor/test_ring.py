@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._C._distributed_c10d import TCPStore
 
+from executor.board import Board
 from executor.errors import ExecutorError
 from executor.exchange import Exchange
 from executor.reduce import Order, order_of
@@ -30,8 +30,10 @@ SIZES = (5, 1000, 700_003)  # a mebibyte has 262,144 numbers of four bytes
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[TCPStore]:
-    yield TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+def board() -> Iterator[Board]:
+    board = Board()
+    yield board
+    board.close()
 
 
 def drawn(num_ranks: int, size: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -41,11 +43,11 @@ def drawn(num_ranks: int, size: int, dtype: torch.dtype = torch.float32) -> list
     return [part.to(dtype) for part in made * 10.0 ** torch.arange(num_ranks)[:, None]]
 
 
-def by_gloo(store: TCPStore, name: str, parts: list[Tensor]) -> list[Tensor]:
+def by_gloo(board: Board, name: str, parts: list[Tensor]) -> list[Tensor]:
     """Sums of one all-reduce of gloo among threads, a group for each."""
 
     def rank(index: int) -> Tensor:
-        exchange = Exchange(("127.0.0.1", store.port), name, index, len(parts))
+        exchange = Exchange(board.address, name, index, len(parts))
         own = parts[index].clone()
         exchange._groups["cpu"].allreduce([own]).wait()
         exchange.close()
@@ -65,10 +67,10 @@ def along_the_tree(parts: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize(
     ("num_ranks", "dtype"), [*((n, torch.float32) for n in RANKS), (4, torch.float64)]
 )
-def test_sums_have_the_bits_of_gloo(store: TCPStore, num_ranks: int, dtype: torch.dtype) -> None:
+def test_sums_have_the_bits_of_gloo(board: Board, num_ranks: int, dtype: torch.dtype) -> None:
     for size in SIZES:
         parts = drawn(num_ranks, size, dtype)
-        gloo = by_gloo(store, f"{dtype}/{num_ranks}/{size}", parts)
+        gloo = by_gloo(board, f"{dtype}/{num_ranks}/{size}", parts)
         chain = tuple(links(size, parts[0].element_size(), num_ranks))
         for theirs in gloo:
             assert torch.equal(theirs, ring_sum(parts, 0, chain)), (size, num_ranks)
