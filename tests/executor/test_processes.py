@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,6 +63,35 @@ def children() -> set[int]:
         found.update(below)
         todo += below
     return found
+
+
+def listening(pids: Iterable[int]) -> set[tuple[str, str]]:
+    """The sockets, with their addresses in hex, at which these processes listen on a network."""
+    held = set()
+    for pid in pids:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed since
+                held.add(str(entry.readlink()))
+    rows = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]
+    ]
+    found = {(f"socket:[{row[9]}]", row[1].split(":")[0]) for row in rows if row[3] == "0A"}
+    return {(name, address) for name, address in found if name in held}
+
+
+def test_nothing_listens_but_on_the_loopback_address() -> None:
+    """Neither the agent's board nor what groups are built of."""
+    own = [os.getpid()]
+    before = listening(own)
+    with socket.create_server(("", 0)):
+        assert [address for _, address in listening(own) - before] == ["00000000"]
+    with Agent(LANES) as agent:
+        agent.start(job("mlp", 3, 50), on(2, 1), pause_at=2)
+        agent.settle("job")
+        heard = listening([*own, *agent._pool.pids()]) - before
+    assert {address for _, address in heard} == {"0100007F"}
 
 
 def test_processes_and_threads_have_the_same_bits_and_leave_nobody_behind(
