@@ -182,7 +182,7 @@ def machine() -> Machine:
 def test_a_short_profile_of_two_lanes_can_be_read_and_predicts(
     machine: Machine, tmp_path: Path
 ) -> None:
-    lanes = parse_lanes("cpu,cpu:slowdown=3", machine)
+    lanes = parse_lanes("cpu,cpu:slowdown=20", machine)
     effort = Effort(rounds=2, seconds=0.05, steps=3)
     found = profile(["dense:width=64"], [2, 8], lanes, machine, effort=effort)
     path = tmp_path / "profile.json"
@@ -192,8 +192,8 @@ def test_a_short_profile_of_two_lanes_can_be_read_and_predicts(
     assert (read.origin, found.level) == ("measured", Level.D1)
     fast, slow = (lane.gpu_type for lane in lanes)
     rates = read.rates("dense:width=64", 8)
-    # Three times as long, as the lane states; loosely, because other work goes on.
-    assert 1.5 < rates.seconds(slow) / rates.seconds(fast) < 8
+    # Twenty times as long, as the lane states; loosely, because other work goes on.
+    assert rates.seconds(slow) > 3 * rates.seconds(fast)
     low, high = read.models["dense:width=64"].interval_s[8][fast]
     assert low <= rates.seconds(fast) <= high
     assert rates.gradient_bytes == 4 * (4 * (64 * 64 + 64) + 65)
