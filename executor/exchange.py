@@ -3,10 +3,10 @@
 A *generation* is the time between two changes of a job's devices. Each has a group built directly
 (``ProcessGroupGloo`` on the CPU, ``ProcessGroupNCCL`` on CUDA) with the agent's board as its store,
 under a prefix of its own; torch's global default group is never touched, so groups of many jobs and
-generations live side by side in one process. Building one takes about 10 ms on one machine. When a
-peer's process dies its sockets close and every waiting operation fails at once. A peer that lives
-and has left is not noticed by gloo, so waiting can be given up from outside (``abandoned``). A
-group that broke is useless and is thrown away.
+generations live side by side in one process. Building one takes a few milliseconds. When a peer's
+process dies its sockets close and every waiting operation fails at once. A peer that lives and has
+left is not noticed by gloo, so waiting can be given up from outside (``abandoned``). A group that
+broke is useless and is thrown away.
 
 All operations are started in the same order on every device and counted in bytes sent to others.
 
@@ -206,11 +206,12 @@ class Exchange:
         groups, self._groups = self._groups, {}
         held, self._held = self._held, {}
         visit, self._visit = self._visit, None
-        if visit is not None:
-            visit.close()
         if groups:
             # Not a daemon: the interpreter must not end in the middle of it.
-            threading.Thread(target=_end, args=(groups, held), name="end of a group").start()
+            end = partial(_end, groups, held, visit)
+            threading.Thread(target=end, name="end of a group").start()
+        elif visit is not None:
+            visit.close()
 
     def _start(self, operation: str, *arguments: Any) -> Pending:
         first = arguments[0]
@@ -230,7 +231,7 @@ class Exchange:
         return Pending(work, keep, None if whole else self._abandoned)
 
 
-def _end(groups: dict[str, Any], held: Held) -> None:
+def _end(groups: dict[str, Any], held: Held, visit: Visit | None) -> None:
     while groups:
         _, group = groups.popitem()
         # A group that broke before may say so again.
@@ -238,6 +239,8 @@ def _end(groups: dict[str, Any], held: Held) -> None:
             group.abort()
         del group
     held.clear()
+    if visit is not None:  # after the last who may use it
+        visit.close()
 
 
 def _meet(visit: Visit, index: int, size: int, timeout_s: float, abandoned: GivenUp) -> None:
