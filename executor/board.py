@@ -146,13 +146,13 @@ class Visit(Store):
         self._asking = threading.Lock()
         self._copies: list[Visit] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._board = Connection(os.dup(self._socket.fileno()))
         try:
             self._socket.connect(address)
+            self._board.send(meeting)
         except OSError as error:
-            self._socket.close()
+            self.close()
             raise RuntimeError(f"the agent is not there: {error.strerror}") from None
-        self._board = Connection(os.dup(self._socket.fileno()))
-        self._board.send(meeting)
 
     def close(self) -> None:
         """Leave the meeting."""
